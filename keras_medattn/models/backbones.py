@@ -239,7 +239,9 @@ def _hub(name: str, weights, path: Path | None) -> keras.Model:
     scale = 1.0 if converter.scale is None else converter.scale
     offset = 0.0 if converter.offset is None else converter.offset
     x = keras.layers.Rescaling(scale, offset, name="rescaling_to_network")(image)
-    model = keras.models.clone_model(keras.Model(network.inputs[0], network.output), input_tensors=x)
+    body = keras.models.clone_model(keras.Model(network.inputs[0], network.output), input_tensors=x)
+    # The clone begins anew at `x`; its operations, first called on `x` itself, are joined to the image.
+    model = keras.Model(image, body.operations[-1].output)
     model.set_weights(network.get_weights())
     return model
 

@@ -118,8 +118,8 @@ def test_saved_whole_and_as_weights(tmp_path):
     np.testing.assert_array_equal(shorter(_image()), backbones.split(model, 8)[0](_image()))
     shorter.save(tmp_path / "b.keras")
     shorter.save_weights(tmp_path / "b.weights.h5")
-    for name, path in [("vgg16", "a.keras"), ("vgg16", "a.weights.h5"),
-                       ("mobilenet_v3_small", "b.keras"), ("mobilenet_v3_small", "b.weights.h5")]:  # fmt: skip
+    others = {"a.keras": "vgg16", "a.weights.h5": "vgg16", "b.keras": model.name, "b.weights.h5": model.name}
+    for path, name in others.items():
         with pytest.raises(ValueError, match=rf"{path} are not those of this backbone.*Received: "):
             backbones.backbone(name, 16, weights=tmp_path / path)
 
@@ -198,7 +198,7 @@ def test_hub_preset_without_the_extra():
 def test_hub_preset_from_a_directory(tmp_path):
     keras_hub = pytest.importorskip("keras_hub", reason="the extra [hub] is not installed")
     network = keras_hub.models.ResNetBackbone(
-        [8], [7], [8, 16], [1, 1], [1, 2], block_type="basic_block", image_shape=(None, None, 3)
+        [64], [7], [64, 64], [1, 1], [1, 2], block_type="basic_block", image_shape=(None, None, 3)
     )
     converter = keras_hub.layers.ResNetImageConverter(scale=[0.01, 0.02, 0.03], offset=[-1.0, 0.0, 1.0])
     network.save_to_preset(tmp_path)
