@@ -1,0 +1,251 @@
+"""Loaded models: which folders hold one, and what a request to one answers. No network here."""
+
+import json
+import logging
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from tensorflow.core.protobuf import saved_model_pb2
+
+from keras_medattn.data.headers import MAX_PIXELS, ImageError, check_header
+from keras_medattn.serve.protos import grpc, predict_pb2, prediction_log_pb2
+
+log = logging.getLogger("keras_medattn.serve")
+
+# A TensorProto may say its shape in a few bytes: 1 GiB bounds what one request can make the server allocate.
+MAX_TENSOR_BYTES = 1 << 30
+
+
+class RequestError(Exception):
+    """A request that cannot be answered: a gRPC status code, and a message for the one who asked."""
+
+    def __init__(self, code: grpc.StatusCode, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def invalid(message: str) -> RequestError:
+    """Answers a `RequestError` with code INVALID_ARGUMENT."""
+    return RequestError(grpc.StatusCode.INVALID_ARGUMENT, message)
+
+
+class Servable:
+    """One version of one exported model, loaded and warmed up.
+
+    Args:
+        name: the model's name.
+        version: its version number.
+        path: the SavedModel's folder.
+
+    Raises:
+        OSError, ValueError, tf.errors.OpError, RequestError: the model does not load, or does not answer its
+            own warmup requests.
+    """
+
+    def __init__(self, name: str, version: int, path: Path) -> None:
+        self.name = name
+        self.version = version
+        # Held for life: the signatures refer to its variables weakly.
+        self._model = tf.saved_model.load(str(path))
+        self._signatures: dict[str, Any] = dict(self._model.signatures)
+        saved = saved_model_pb2.SavedModel.FromString((path / "saved_model.pb").read_bytes())
+        self.signature_defs = dict(saved.meta_graphs[0].signature_def)
+        about = path / "assets.extra" / "medattn.json"
+        settings = json.loads(about.read_text("utf-8")) if about.exists() else {}
+        self._max_pixels = int(settings.get("max_pixels", MAX_PIXELS))
+        warmup = path / "assets.extra" / "tf_serving_warmup_requests"
+        if warmup.exists():
+            for record in tf.data.TFRecordDataset(str(warmup)).as_numpy_iterator():
+                self.predict(prediction_log_pb2.PredictionLog.FromString(record).predict_log.request)
+
+    def predict(self, request: Any) -> Any:
+        """Answers the `PredictResponse` to a `PredictRequest`.
+
+        Raises:
+            RequestError: the signature is unknown, or the inputs do not fit it or cannot be decoded.
+        """
+        key = request.model_spec.signature_name or "serving_default"
+        if key not in self._signatures:
+            raise RequestError(
+                grpc.StatusCode.FAILED_PRECONDITION,
+                f'Serving signature name: "{key}" not found in signature def',
+            )
+        signature = self._signatures[key]
+        inputs = self._inputs(signature.structured_input_signature[1], request.inputs)
+        wanted = set(request.output_filter) or set(signature.structured_outputs)
+        if unknown := wanted - set(signature.structured_outputs):
+            raise invalid(
+                f"output tensor alias not found in signature: {_names(unknown)} "
+                f"Outputs expected to be in the set {{{_names(signature.structured_outputs)}}}."
+            )
+        try:
+            outputs = signature(**inputs)
+        except tf.errors.OpError as error:
+            raise RequestError(_code(error), _trimmed(error.message)) from error
+        response = predict_pb2.PredictResponse()
+        response.model_spec.name = self.name
+        response.model_spec.version.value = self.version
+        response.model_spec.signature_name = key
+        for name in wanted:
+            response.outputs[name].CopyFrom(tf.make_tensor_proto(outputs[name].numpy()))
+        return response
+
+    def _inputs(self, specs: dict[str, tf.TensorSpec], sent: Any) -> dict[str, tf.Tensor]:
+        if set(sent) != set(specs):
+            raise invalid(
+                f"input size does not match signature: {len(sent)}!={len(specs)} "
+                f"len({{{_names(sent)}}}) != len({{{_names(specs)}}}). "
+                f"Sent extra: {{{_names(set(sent) - set(specs))}}}. "
+                f"Missing but required: {{{_names(set(specs) - set(sent))}}}."
+            )
+        arrays = {name: _array(name, proto, specs[name]) for name, proto in sent.items()}
+        if "image_bytes" in arrays:
+            self._check_headers(arrays["image_bytes"])
+        return {name: tf.constant(array, specs[name].dtype) for name, array in arrays.items()}
+
+    def _check_headers(self, images: np.ndarray) -> None:
+        """Refuses a bomb before anything decodes it."""
+        for index, data in enumerate(images.ravel()):
+            try:
+                check_header(data, f"image_bytes[{index}]", self._max_pixels)
+            except ImageError as error:
+                raise invalid(str(error)) from error
+
+
+class Repository:
+    """The models of a folder, each at its highest version; the same names and errors as TensorFlow Serving's.
+
+    A folder `NAME/VERSION` counts when VERSION is a number and it holds a `saved_model.pb`; names that start
+    with "." or "tmp" are being written. A model that does not load is reported, and leaves the others be.
+
+    Args:
+        folder: where the models' folders lie.
+
+    Raises:
+        FileNotFoundError: there is no model in the folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        found = _discover(folder)
+        if not found:
+            hint = " It looks like one model: give the folder above it." if _versions(folder) else ""
+            raise FileNotFoundError(
+                "No exported model: expected NAME/VERSION/saved_model.pb in it, as `medattn export` writes."
+                f"{hint} Received: {str(folder)!r}"
+            )
+        self.versions: dict[str, int] = {}
+        self.loaded: dict[str, Servable] = {}
+        self.errors: dict[str, str] = {}
+        for name, (version, path) in found.items():
+            self.versions[name] = version
+            try:
+                self.loaded[name] = Servable(name, version, path)
+                log.info(
+                    "loaded %s version %d: %s", name, version, ", ".join(self.loaded[name].signature_defs)
+                )
+            # Whatever a broken model raises while it loads: it must not take the others down.
+            except Exception as error:
+                self.errors[name] = f"{type(error).__name__}: {_trimmed(str(error))}"
+                log.error("could not load %s version %d: %s", name, version, self.errors[name])
+
+    def find(self, spec: Any) -> Servable:
+        """Answers the model that a `ModelSpec` names.
+
+        "default", the name under which TensorFlow Serving serves when none was given, also finds a model that
+        is alone.
+        """
+        if spec.HasField("version_label"):
+            raise invalid("ModelSpec has 'version_label' set, but it is not currently allowed by the server.")
+        name = self.resolve(spec.name)
+        servable = self.loaded.get(name)
+        if spec.HasField("version"):
+            wanted = f"Specific({spec.name}, {spec.version.value})"
+        else:
+            wanted = f"Latest({spec.name})"
+        if servable is None or (spec.HasField("version") and servable.version != spec.version.value):
+            raise RequestError(grpc.StatusCode.NOT_FOUND, f"Servable not found for request: {wanted}")
+        return servable
+
+    def resolve(self, name: str) -> str:
+        """Answers the model's name: itself, or of the only model when "default" is asked for."""
+        return next(iter(self.versions)) if name == "default" and len(self.versions) == 1 else name
+
+
+def _versions(folder: Path) -> dict[int, Path]:
+    return {
+        int(path.name): path
+        for path in folder.iterdir()
+        # 18 digits are what surely fits the protocol's int64.
+        if re.fullmatch("[0-9]{1,18}", path.name) and (path / "saved_model.pb").is_file()
+    }
+
+
+def _discover(folder: Path) -> dict[str, tuple[int, Path]]:
+    if not folder.is_dir():
+        raise FileNotFoundError(f"The models' folder must exist. Received: {str(folder)!r}")
+    found = {}
+    for path in sorted(folder.iterdir()):
+        if not path.is_dir() or path.name.startswith((".", "tmp")):
+            continue
+        try:
+            versions = _versions(path)
+        except PermissionError as error:
+            log.error("passed over %s: %s", path.name, error.strerror)
+            continue
+        if versions:
+            found[path.name] = max(versions.items())
+    return found
+
+
+def _names(names: Any) -> str:
+    return ",".join(sorted(names))
+
+
+def _array(name: str, proto: Any, spec: tf.TensorSpec) -> np.ndarray:
+    """Answers the array of one input, refusing what its signature does not take."""
+    shape = [d.size for d in proto.tensor_shape.dim]
+    if (
+        proto.dtype != spec.dtype.as_datatype_enum
+        or proto.tensor_shape.unknown_rank
+        or min(shape, default=0) < 0
+        or not spec.shape.is_compatible_with(shape)
+    ):
+        raise invalid(
+            f'input "{name}" must be {spec.dtype.name} of shape {spec.shape}. '
+            f"Received: {_dtype_name(proto.dtype)} of shape {shape}"
+        )
+    size = math.prod(shape)
+    if size * spec.dtype.size > MAX_TENSOR_BYTES:
+        raise invalid(f'input "{name}" may have {MAX_TENSOR_BYTES} bytes at most. Received: shape {shape}')
+    # make_ndarray repeats the last of too few values: right for a constant, wrong for images.
+    if spec.dtype == tf.string and len(proto.string_val) != size:
+        raise invalid(
+            f'input "{name}" of shape {shape} needs {size} values. Received: {len(proto.string_val)}'
+        )
+    try:
+        return tf.make_ndarray(proto)
+    except (ValueError, TypeError) as error:
+        raise invalid(f'input "{name}": the content does not fit shape {shape} ({error})') from error
+
+
+def _dtype_name(number: int) -> str:
+    try:
+        return tf.dtypes.as_dtype(number).name
+    except TypeError:
+        return f"dtype {number}"
+
+
+def _code(error: tf.errors.OpError) -> grpc.StatusCode:
+    # TensorFlow's error codes are gRPC's.
+    return next(code for code in grpc.StatusCode if code.value[0] == error.error_code)
+
+
+def _trimmed(message: str) -> str:
+    """Answers TensorFlow's own words, without the nodes and places that only its developers can use."""
+    message = re.sub(r"^.*?<stack traces unavailable>\n|^Graph execution error:\s*", "", message, flags=re.S)
+    message = re.split(r"\s*\[\[\{\{node|\s*\[Op:", message)[0]
+    return " ".join(message.split())
