@@ -110,7 +110,7 @@ class MSConv(keras.layers.Layer):
         batch, slices, maps = shape[0], 1, inputs
         if mask is not None:
             _check_mask(mask, inputs.shape)
-            maps = ops.where(mask[:, :, None, None, None], maps, 0)
+            maps = ops.where(ops.expand_dims(mask, (2, 3, 4)), maps, 0)
         if len(shape) == 5:
             slices = shape[1]
             maps = ops.reshape(maps, (batch * slices, *shape[2:]))  # (B S, h, w, C)
@@ -217,12 +217,21 @@ def _convolve(convolution: Any, maps: Any, size: int) -> Any:
     """
     if None not in maps.shape[1:3]:
         return convolution(maps)
-    height, width = ops.shape(maps)[1:3]
+    batch, height, width, channels = ops.shape(maps)
     missing = [(0, ops.maximum(size - length, 0)) for length in (height, width)]
-    answers = convolution(ops.pad(maps, ((0, 0), *missing, (0, 0))))
+    padded = ops.pad(maps, ((0, 0), *missing, (0, 0)))
+    known = (
+        batch,
+        ops.maximum(height, size),
+        ops.maximum(width, size),
+        channels,
+    )  # tells C to the static shape
+    answers = convolution(ops.reshape(padded, known))
     return answers[:, : ops.maximum(height - size + 1, 0), : ops.maximum(width - size + 1, 0)]
 
 
 def _per_position(mask: Any, batch: Any, slices: Any, cells: Any) -> Any:
     """The slices' mask `(B, S)`, repeated for each of their positions: `(B, S cells)`."""
-    return ops.reshape(ops.broadcast_to(mask[:, :, None], (batch, slices, cells)), (batch, slices * cells))
+    return ops.reshape(
+        ops.broadcast_to(ops.expand_dims(mask, -1), (batch, slices, cells)), (batch, slices * cells)
+    )

@@ -50,7 +50,7 @@ def top_k(x: Any, k: int, mask: Any = None) -> tuple[Any, Any]:
     scores = ops.stop_gradient(x)
     if mask is not None:
         lowest, above_lowest = _lowest(keras.backend.standardize_dtype(x.dtype))
-        scores = ops.where(mask[:, :, None], ops.maximum(scores, above_lowest), lowest)
+        scores = ops.where(ops.expand_dims(mask, -1), ops.maximum(scores, above_lowest), lowest)
     indices = _positions(scores, k)
     values = _gather(x, _flat_index(indices, length))
     if not isinstance(length, int):  # fewer than k positions are possible: fill up the missing ranks
@@ -115,7 +115,7 @@ def _valid_ranks(x: Any, k: int, mask: Any) -> Any:
     """Boolean `(B or 1, 1, k)`, true at the ranks that the bag can fill; None where it can fill all."""
     ranks = ops.arange(k, dtype="int32")
     if mask is not None:
-        return ranks < ops.sum(ops.cast(mask, "int32"), axis=1)[:, None, None]  # (B, 1, k)
+        return ranks < ops.reshape(ops.sum(ops.cast(mask, "int32"), axis=1), (-1, 1, 1))  # (B, 1, k)
     length = ops.shape(x)[1]
     return None if isinstance(length, int) else ops.reshape(ranks < length, (1, 1, k))
 
@@ -132,7 +132,7 @@ def _positions(scores: Any, k: int) -> Any:
         grouped = ops.reshape(scores[:, : groups * _GROUP], (batch, groups, _GROUP, channels))
         maxima = ops.max(grouped, axis=2)  # (B, L // 32, N)
     best = ops.top_k(ops.transpose(maxima, (0, 2, 1)), _at_most(k, groups))[1]  # (B, N, k)
-    members = best[..., None] * _GROUP + ops.arange(_GROUP, dtype="int32")  # (B, N, k, 32)
+    members = ops.expand_dims(best, -1) * _GROUP + ops.arange(_GROUP, dtype="int32")  # (B, N, k, 32)
     members = ops.reshape(members, (batch, channels, ops.shape(best)[2] * _GROUP))  # (B, N, 32 k)
     tail = ops.arange(groups * _GROUP, length, dtype="int32")  # what the whole groups leave over
     tail = ops.broadcast_to(tail, (batch, channels, length - groups * _GROUP))
@@ -151,7 +151,7 @@ def _flat_index(positions: Any, length: Any) -> Any:
     """Indices into a flattened bag `(B, L, N)` of `positions (B, N, ...)`, rank 3."""
     batch, channels, _ = ops.shape(positions)
     offsets = ops.reshape(ops.arange(batch, dtype="int32"), (batch, 1, 1)) * (length * channels)
-    return offsets + ops.arange(channels, dtype="int32")[None, :, None] + positions * channels
+    return offsets + ops.expand_dims(ops.arange(channels, dtype="int32"), -1) + positions * channels
 
 
 def _gather(x: Any, index: Any) -> Any:
