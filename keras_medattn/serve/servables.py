@@ -5,7 +5,7 @@ import logging
 import math
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -33,6 +33,12 @@ def invalid(message: str) -> RequestError:
     return RequestError(grpc.StatusCode.INVALID_ARGUMENT, message)
 
 
+class _Signature(NamedTuple):
+    function: Any
+    inputs: dict[str, tf.TensorSpec]
+    outputs: frozenset[str]
+
+
 class Servable:
     """One version of one exported model, loaded and warmed up.
 
@@ -51,7 +57,13 @@ class Servable:
         self.version = version
         # Held for life: the signatures refer to its variables weakly.
         self._model = tf.saved_model.load(str(path))
-        self._signatures: dict[str, Any] = dict(self._model.signatures)
+        # TensorFlow takes .1 ms to answer what a signature's inputs and outputs are: asked once.
+        self._signatures = {
+            key: _Signature(
+                function, function.structured_input_signature[1], frozenset(function.structured_outputs)
+            )
+            for key, function in self._model.signatures.items()
+        }
         saved = saved_model_pb2.SavedModel.FromString((path / "saved_model.pb").read_bytes())
         self.signature_defs = dict(saved.meta_graphs[0].signature_def)
         about = path / "assets.extra" / "medattn.json"
@@ -75,15 +87,15 @@ class Servable:
                 f'Serving signature name: "{key}" not found in signature def',
             )
         signature = self._signatures[key]
-        inputs = self._inputs(signature.structured_input_signature[1], request.inputs)
-        wanted = set(request.output_filter) or set(signature.structured_outputs)
-        if unknown := wanted - set(signature.structured_outputs):
+        inputs = self._inputs(signature.inputs, request.inputs)
+        wanted = frozenset(request.output_filter) or signature.outputs
+        if unknown := wanted - signature.outputs:
             raise invalid(
                 f"output tensor alias not found in signature: {_names(unknown)} "
-                f"Outputs expected to be in the set {{{_names(signature.structured_outputs)}}}."
+                f"Outputs expected to be in the set {{{_names(signature.outputs)}}}."
             )
         try:
-            outputs = signature(**inputs)
+            outputs = signature.function(**inputs)
         except tf.errors.OpError as error:
             raise RequestError(_code(error), _trimmed(error.message)) from error
         response = predict_pb2.PredictResponse()

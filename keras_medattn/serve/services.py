@@ -17,8 +17,8 @@ from keras_medattn.serve.servables import Repository, RequestError, invalid
 
 log = logging.getLogger("keras_medattn.serve")
 
-# gRPC sends an error's text in a header, of at most 8 KiB.
-_MAX_ERROR_TEXT = 2000
+# gRPC sends an error's text in a header of at most 8 KiB, where a character may take 12 bytes.
+_MAX_ERROR_TEXT = 600
 
 
 @contextmanager
