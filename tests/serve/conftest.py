@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -133,5 +134,5 @@ def server(models, tmp_path_factory):
     log = tmp_path_factory.mktemp("log") / "stderr"
     process, port = start(models, log)
     yield f"127.0.0.1:{port}", log
-    process.terminate()
+    process.send_signal(signal.SIGINT)
     assert process.wait(30) == 0
