@@ -92,6 +92,23 @@ def check(
     return report
 
 
+def text(report: Report) -> str:
+    """The report as lines to read: counts, warnings, problems, verdict."""
+    patients = "unknown" if report.patients is None else report.patients
+    lines = [f"images    {report.images}", f"patients  {patients}"]
+    for title, counts in (("classes", report.classes), ("kinds", report.kinds), ("sizes", report.sizes)):
+        shown = [f"{name}: {count}" for name, count in list(counts.items())[:8]]
+        more = [f"and {len(counts) - 8} more"] if len(counts) > 8 else []
+        lines.append(f"{title:<9} " + ", ".join(shown + more))
+    lines += [f"split     {split}: {counts}" for split, counts in report.splits.items()]
+    lines += [f"warning   {one}" for one in report.warnings]
+    lines += [f"problem   {one}" for one in report.problems]
+    lines.append(
+        "ok: nothing stands in the way of training" if report.ok else f"{len(report.problems)} problems"
+    )
+    return "\n".join(lines)
+
+
 def _look(path: Path, window, max_pixels: int) -> tuple[Header | None, str | None, str | None]:
     """Header, digest of the pixels, error."""
     try:

@@ -122,9 +122,7 @@ def _from_folder(root: Path, classes: Sequence[str] | None) -> Manifest:
     ]
     if not rows:
         hint = " It holds a manifest.csv: pass that file." if (root / "manifest.csv").is_file() else ""
-        raise ManifestError(
-            f"{root}: no images. Expected one folder a class, with images inside.{hint}"
-        )
+        raise ManifestError(f"{root}: no images. Expected one folder a class, with images inside.{hint}")
     names, labels, sides = zip(*rows, strict=True)
     order = _class_order(labels, classes, root)
     return Manifest(root, names, _places(labels, order), order, None, sides if sides[0] else None)

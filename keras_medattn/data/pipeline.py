@@ -26,7 +26,12 @@ def _resizer(size: tuple[int, int]):
 
 def read_sized(path, size: tuple[int, int], window=None, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Read one file and resize it to the model's `(height, width)`: `(h, w, 3)` uint8."""
-    return _resizer(tuple(size))(readers.read(path, window, max_pixels)).numpy()
+    return size_pixels(readers.read(path, window, max_pixels), size)
+
+
+def size_pixels(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resize RGB pixels to the model's `(height, width)`, as training and the exported model do."""
+    return _resizer((size[0], size[1]))(pixels).numpy()
 
 
 def read_all(
@@ -138,4 +143,3 @@ def batches(fetch: Fetch, count: int, batch_size: int) -> tf.data.Dataset:
         return inputs
 
     return tf.data.Dataset.range(0, count, batch_size).map(load, num_parallel_calls=2).prefetch(2)
-

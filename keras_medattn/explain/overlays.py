@@ -10,7 +10,8 @@ from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from keras_medattn.metrics.plots import save_figure, written_aside
+from keras_medattn.files import written_aside
+from keras_medattn.metrics.plots import save_figure
 
 TRUTH = (0, 230, 118)  # on the image, where no stain or retina is green
 FOUND = (255, 0, 255)  # on the overlay: jet has no magenta

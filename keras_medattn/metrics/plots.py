@@ -7,15 +7,14 @@ untouched.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.metrics import confusion_matrix, precision_recall_curve, roc_curve
 
+from keras_medattn.files import written_aside
 from keras_medattn.metrics.intervals import Bootstrap
 from keras_medattn.metrics.scores import check_predictions, predicted_classes, scores
 
@@ -165,18 +164,6 @@ def save_figure(figure: Figure, path: str | os.PathLike[str], dpi: int = 120) ->
     """Write a Matplotlib figure as PNG, aside and then renamed."""
     with written_aside(path) as aside:
         figure.savefig(aside, dpi=dpi, format="png", facecolor="white", bbox_inches="tight", pad_inches=0.12)
-
-
-@contextmanager
-def written_aside(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A hidden file beside `path` to write, renamed to it at the end: `path` never holds half a file."""
-    path = Path(path)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield aside
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def _curves(

@@ -128,9 +128,7 @@ def from_dict(values: dict[str, Any], source: str = "recipe") -> Recipe:
         tuple(values.get("augment", ())),
     )
     try:
-        _known(
-            recipe.model, ["system", *models.arguments(recipe.model["system"])], "model.", source
-        )
+        _known(recipe.model, ["system", *models.arguments(recipe.model["system"])], "model.", source)
         for one in recipe.augment:
             augment.layer(one)
     except RecipeError:
@@ -198,7 +196,12 @@ def _sensible(recipe: Recipe, source: str) -> None:
         (train.backbone_rate >= 0, "train.backbone_rate", train.backbone_rate, "0 or more"),
         (0 <= train.label_smoothing < 1, "train.label_smoothing", train.label_smoothing, "in [0, 1)"),
         (train.monitor in ("val_auroc", "val_loss"), "train.monitor", train.monitor, "val_auroc or val_loss"),
-        (train.frozen_stride in (0, 2, 4, 8, 16, 32), "train.frozen_stride", train.frozen_stride, "0, 2, ... 32"),
+        (
+            train.frozen_stride in (0, 2, 4, 8, 16, 32),
+            "train.frozen_stride",
+            train.frozen_stride,
+            "0, 2, ... 32",
+        ),
         (train.cached_views >= 0, "train.cached_views", train.cached_views, "0 or more"),
         (
             not train.cached_views or train.frozen_stride > 0,

@@ -110,7 +110,7 @@ def test_a_killed_process_leaves_the_old_file(tmp_path):
     path.write_bytes(b"old")
     script = (
         "import os, signal, sys\n"
-        "from keras_medattn.metrics.plots import written_aside\n"
+        "from keras_medattn.files import written_aside\n"
         "with written_aside(sys.argv[1]) as aside:\n"
         "    aside.write_bytes(b'half')\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"

@@ -1,0 +1,297 @@
+"""The command `medattn`. Heavy imports wait until a command runs, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+EPILOG = """examples:
+  medattn check photos/                                   look at a folder a class before training
+  medattn train recipe.toml --data photos/ --out runs/a   train; a run is never overwritten
+  medattn train recipe.toml --data photos/ --out runs/a --resume
+  medattn train recipe.toml --data set.csv --out runs/cv --folds 5 --set train.epochs=20
+  medattn evaluate runs/a                                 figures with 95% intervals, pictures, predictions
+  medattn explain runs/a --split test --truth masks/      where it looked, and whether it was there
+  medattn export runs/a --to saved_models/photos          a SavedModel for TF-Serving
+  medattn serve saved_models                              the local server, gRPC on port 8500
+  medattn predict --server localhost:8500 --model photos a.jpg b.png
+  medattn demo                                            all of it, on semi-synthetic views
+
+exit codes: 0 done, 1 it failed or `check` found problems, 2 the command line is wrong, 130 stopped by Ctrl-C
+This is no medical device. No network call is made unless a command says so."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and answer its exit code."""
+    options = _parser().parse_args(arguments)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's start-up chatter
+    try:
+        return options.run(options)
+    except ModuleNotFoundError as error:
+        from keras_medattn.extras import install_line
+
+        line = install_line(error.name)
+        if line is None or options.traceback:
+            raise
+        return _fail(f"this command needs the package {error.name}: {line}")
+    except (ValueError, OSError, ImportError, FloatingPointError) as error:
+        if options.traceback:
+            raise
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        print("medattn: stopped. A training run goes on with --resume", file=sys.stderr)
+        return 130
+
+
+def _fail(message: str) -> int:
+    print(f"medattn: error: {message}", file=sys.stderr)
+    return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    from keras_medattn import __version__
+
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        "medattn",
+        description="Classify medical images in which a small thing decides.",
+        epilog=EPILOG,
+        formatter_class=raw,
+    )
+    parser.add_argument("--version", action="version", version=f"medattn {__version__}")
+    parser.add_argument("--traceback", action="store_true", help="show Python's traceback of an error")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def command(name: str, run, text: str, example: str) -> argparse.ArgumentParser:
+        one = commands.add_parser(
+            name, help=text, description=f"{text}.", epilog=f"example:\n  {example}", formatter_class=raw
+        )
+        one.set_defaults(run=run)
+        return one
+
+    one = command("check", _check, "look at every image and label", "medattn check set.csv --json")
+    one.add_argument(
+        "data", type=Path, metavar="DATA", help="a folder a class, or a CSV: path,label[,patient][,split]"
+    )
+    one.add_argument("--json", action="store_true", help="print the report as JSON")
+    one.add_argument(
+        "--window", type=float, nargs=2, metavar=("LOW", "HIGH"), help="intensities of 16-bit images"
+    )
+    one.add_argument("--max-pixels", type=int, metavar="N", help="refuse larger images (100 million)")
+
+    one = command(
+        "train",
+        _train,
+        "train a recipe",
+        "medattn train mims.toml --data set.csv --out runs/a --set model.k=3",
+    )
+    one.add_argument("recipe", type=Path, metavar="RECIPE", help="a TOML file")
+    one.add_argument("--data", type=Path, required=True, help="a folder a class, or a CSV")
+    one.add_argument("--out", type=Path, required=True, metavar="RUN", help="the run folder to make")
+    one.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting; repeatable"
+    )
+    one.add_argument("--folds", type=int, default=0, metavar="N", help="cross-validate over N folds")
+    one.add_argument(
+        "--seeds", type=int, nargs="+", default=[], metavar="SEED", help="train once (or N folds) a seed"
+    )
+    one.add_argument("--resume", action="store_true", help="go on from the last finished epoch")
+    one.add_argument("--cache", type=Path, metavar="DIR", help="share cached features between runs")
+
+    one = command("evaluate", _evaluate, "figures on held-out images", "medattn evaluate runs/a --json")
+    one.add_argument("run_folder", type=Path, metavar="RUN")
+    one.add_argument(
+        "--data", type=Path, help="where the images are now, or other images; by default the run's own"
+    )
+    one.add_argument(
+        "--split", default="test", choices=("train", "val", "test"), help="side to evaluate (test)"
+    )
+    one.add_argument(
+        "--threshold", type=float, default=0.5, help="from which the second of two classes is answered"
+    )
+    one.add_argument("--out", type=Path, metavar="DIR", help="where to write (RUN/evaluation)")
+    one.add_argument("--json", action="store_true", help="print the figures as JSON")
+
+    one = command(
+        "explain", _explain, "where a model looked", "medattn explain runs/a eye.jpg --class lesions"
+    )
+    one.add_argument("run_folder", type=Path, metavar="RUN")
+    one.add_argument("images", type=Path, nargs="*", metavar="IMAGE")
+    one.add_argument(
+        "--split", choices=("train", "val", "test"), help="explain a side of the run's own data instead"
+    )
+    one.add_argument("--data", type=Path, help="where the run's images are now")
+    one.add_argument(
+        "--class", dest="wanted", metavar="NAME", help="argue for this class; by default the predicted"
+    )
+    one.add_argument(
+        "--truth", type=Path, metavar="PATH", help="folder of masks, or CSV of boxes, to measure against"
+    )
+    one.add_argument("--truth-class", metavar="NAME", help="of a CSV with a class column: the class to take")
+    one.add_argument("--most", type=int, metavar="N", help="write pictures of the first N images only")
+    one.add_argument("--out", type=Path, metavar="DIR", help="where to write (RUN/explanations)")
+
+    one = command("export", _export, "write a SavedModel", "medattn export runs/a --to saved_models/eyes")
+    one.add_argument("run_folder", type=Path, metavar="RUN")
+    one.add_argument(
+        "--to", type=Path, required=True, metavar="DIR", help="the model's folder; a version is added"
+    )
+    one.add_argument("--data", type=Path, help="where the run's images are now")
+    one.add_argument("--samples", type=int, default=8, metavar="N", help="images to verify on (8)")
+
+    one = command(
+        "serve", _serve, "serve exported models over gRPC", "medattn serve saved_models --port 8500"
+    )
+    one.add_argument("folder", type=Path, metavar="DIR", help="holds NAME/VERSION/saved_model.pb")
+    one.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
+    one.add_argument("--port", type=int, default=8500, help="gRPC port (8500)")
+    one.add_argument("--workers", type=int, default=8, help="requests answered at a time (8)")
+
+    one = command(
+        "predict",
+        _predict,
+        "ask a server about images",
+        "medattn predict --server localhost:8500 --model eyes a.jpg",
+    )
+    one.add_argument("images", nargs="+", metavar="IMAGE")
+    one.add_argument("--server", required=True, metavar="HOST:PORT")
+    one.add_argument("--model", default="default", metavar="NAME", help="by default the server's only model")
+    one.add_argument("--signature", default="serving_default", help="serving_default or explain")
+    one.add_argument("--window", type=float, nargs=2, metavar=("LOW", "HIGH"), help="of 16-bit TIFF images")
+    one.add_argument("--timeout", type=float, default=30.0, help="seconds for each image (30)")
+    one.add_argument("--json", action="store_true", help="print JSON, a line an image")
+
+    one = command("demo", _demo, "train, evaluate, explain, export and serve", "medattn demo --out demo")
+    one.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR", help="folder to make (demo)")
+    return parser
+
+
+def _progress(items: Iterable, total: int, text: str = "") -> Iterable:
+    from tqdm import tqdm
+
+    return tqdm(items, total=total, desc=text, unit="", mininterval=1.0)
+
+
+def _check(options) -> int:
+    from keras_medattn.data import check, headers, manifest
+
+    report = check.check(
+        manifest.load(options.data),
+        tuple(options.window) if options.window else None,
+        options.max_pixels or headers.MAX_PIXELS,
+        lambda items, total: _progress(items, total, "reading images"),
+    )
+    print(json.dumps(report.to_dict(), indent=2) if options.json else check.text(report))
+    return 0 if report.ok else 1
+
+
+def _train(options) -> int:
+    from keras_medattn.train import experiment, recipe
+
+    parts = experiment.train(
+        recipe.load(options.recipe, options.set),
+        options.data,
+        options.out,
+        options.folds,
+        options.seeds,
+        options.resume,
+        options.cache,
+        _progress,
+    )
+    print(
+        f"{len(parts)} model{'s' * (len(parts) > 1)} in {options.out}. Next: medattn evaluate {options.out}"
+    )
+    return 0
+
+
+def _evaluate(options) -> int:
+    from keras_medattn.train import evaluate, experiment
+
+    parts = experiment.load(options.run_folder, options.data)
+    result = evaluate.evaluate(parts, options.data, options.split, options.threshold, _progress)
+    paths = evaluate.write(result, options.out or options.run_folder / "evaluation", options.threshold)
+    if options.json:
+        print(json.dumps(evaluate.to_dict(result), indent=2))
+        return 0
+    print(evaluate.table(result))
+    print(f"\n{result.figures}")
+    print("wrote " + ", ".join(str(path) for path in paths))
+    return 0
+
+
+def _explain(options) -> int:
+    from keras_medattn.explain import report
+    from keras_medattn.train import experiment
+
+    if bool(options.images) == bool(options.split):
+        return _fail("give images, or --split test for those of the run's own data")
+    parts = experiment.load(options.run_folder, options.data)
+    out = options.out or options.run_folder / "explanations"
+    if options.split:
+        jobs = [report.Job(part, part.manifest.split(options.split)) for part in parts]
+    else:
+        if len(parts) > 1:
+            return _fail(f"{options.run_folder} holds {len(parts)} models: name one, say {parts[0].folder}")
+        jobs = [report.Job(parts[0], None, options.images)]
+    return report.explain(
+        jobs, out, options.wanted, options.truth, options.truth_class, options.most, _progress, print
+    )
+
+
+def _export(options) -> int:
+    from keras_medattn.export import saved_model
+    from keras_medattn.train import experiment
+
+    parts = experiment.load(options.run_folder, options.data)
+    if len(parts) > 1:
+        return _fail(f"{options.run_folder} holds {len(parts)} models: name one, say {parts[0].folder}")
+    samples = parts[0].manifest.split("val")
+    samples = samples.take(range(min(options.samples, len(samples))))
+    folder, differences = saved_model.export(
+        parts[0].model(), parts[0].recipe, parts[0].manifest.class_names, options.to, samples
+    )
+    for name, value in differences.items():
+        print(f"{name:<16} largest difference to Keras in a probability: {value:.2e} ({len(samples)} images)")
+    print(f"wrote {folder}. Next: medattn serve {options.to.parent}")
+    return 0
+
+
+def _serve(options) -> int:
+    from keras_medattn.serve import serve
+
+    return serve(options.folder, options.host, options.port, workers=options.workers)
+
+
+def _predict(options) -> int:
+    from keras_medattn.serve import Client, ServerError
+
+    window = tuple(options.window) if options.window else None
+    try:
+        with Client(options.server, options.model, options.timeout) as client:
+            results = client.predict(options.images, options.signature, window)
+    except ServerError as error:
+        return _fail(str(error))
+    for result in results:
+        if options.json:
+            print(json.dumps(result.as_dict()))
+        elif result.error:
+            print(f"medattn: error: {result.error}", file=sys.stderr)
+        else:
+            probability = result.probabilities[result.label]  # type: ignore[index]
+            print(f"{result.name}: {result.class_name} ({probability:.4f})")
+    return 1 if any(result.error for result in results) else 0
+
+
+def _demo(options) -> int:
+    from keras_medattn import demo
+
+    demo.run(options.out, _progress, print)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

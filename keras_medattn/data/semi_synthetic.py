@@ -1,0 +1,164 @@
+"""Semi-synthetic fundus views: a real photograph, with drawn lesions whose places are known.
+
+The photograph is the CC0 fundus image that scikit-image ships. No figure measured on these views says
+anything about patients; they show whether a method can find a small thing from image labels.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+CLASSES = ("no lesions", "lesions")
+
+
+@dataclass(frozen=True)
+class Lesions:
+    """How the drawn lesions look, at the size of the view.
+
+    Attributes:
+        count: fewest and most in a view.
+        radius: smallest and largest, in pixels.
+        contrast: smallest and largest share of the green light that they take away.
+    """
+
+    count: tuple[int, int] = (4, 10)
+    radius: tuple[float, float] = (3.0, 5.0)
+    contrast: tuple[float, float] = (0.3, 0.5)
+
+
+def make(
+    folder: Path,
+    train: int = 180,
+    val: int = 40,
+    test: int = 80,
+    size: int = 512,
+    lesions: Lesions = Lesions(),
+    seed: int = 0,
+    progress: Callable[[Iterable, int], Iterable] = lambda items, _: items,
+) -> Path:
+    """Write views, their lesion masks and a manifest.
+
+    Training and validation views come from the left half of the photograph, test views from the right, so
+    no pixel is on two sides. Every second view has lesions; vessel crossings and the fovea stay in as
+    look-alikes. Each view has its own crop, flip, rotation, zoom, colour and illumination, from the seed.
+
+    Args:
+        folder: written: `manifest.csv` (path, label, split), `images/*.jpg`, and `masks/*.png` of the views
+            with lesions, for measuring localisation only.
+        train: views to train on.
+        val: views to validate on.
+        test: views to test on.
+        size: side of a view in pixels.
+        lesions: how they look.
+        seed: fixes every pixel.
+        progress: wraps the loop.
+
+    Returns:
+        The path of the manifest.
+    """
+    from PIL import Image
+    from skimage import data
+
+    photograph = data.retina()
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    (folder / "masks").mkdir(exist_ok=True)
+    sides = ["train"] * train + ["val"] * val + ["test"] * test
+    with open(folder / "manifest.csv", "w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(["path", "label", "split"])
+        for number, side in progress(enumerate(sides), len(sides)):
+            rng = np.random.default_rng([seed, number])
+            image, mask = view(photograph, side == "test", bool(number % 2), size, lesions, rng)
+            name = f"{side}_{number:04d}"
+            Image.fromarray(image).save(folder / "images" / f"{name}.jpg", quality=92)
+            if mask.any():
+                Image.fromarray(mask).save(folder / "masks" / f"{name}.png")
+            rows.writerow([f"images/{name}.jpg", CLASSES[number % 2], side])
+    return folder / "manifest.csv"
+
+
+def view(
+    photograph: np.ndarray,
+    right: bool,
+    ill: bool,
+    size: int,
+    lesions: Lesions,
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw one view `(size, size, 3)` uint8 and the mask `(size, size)` of its lesions.
+
+    Args:
+        photograph: `(H, W, 3)` uint8.
+        right: take it from the right half, else from the left.
+        ill: draw lesions.
+        size: side in pixels.
+        lesions: how they look.
+        rng: the source of all that is random.
+    """
+    half = photograph.shape[1] // 2
+    region = photograph[:, half:] if right else photograph[:, :half]
+    pixels = _crop(region, size, rng)
+    while (pixels.max(axis=-1) > 40).mean() < 0.7:  # too much of the black around the eye
+        pixels = _crop(region, size, rng)
+    cover = _lesion_cover(pixels, lesions, rng)  # drawn for both classes, so that chance is the same
+    if not ill:
+        cover[:] = 0
+    taken = rng.uniform(*lesions.contrast) * np.array(
+        [0.55, 1.0, 0.85]
+    )  # of red, green, blue: dark red stays
+    pixels = pixels * (1 - cover[..., None] * taken)
+    return _light(pixels, rng), cover > 0.5
+
+
+def _crop(region: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
+    """Rotate, zoom, flip and crop in one resampling that never leaves the region."""
+    from scipy.ndimage import affine_transform
+
+    angle, zoom = rng.uniform(0, 2 * np.pi), rng.uniform(0.78, 0.94)  # region pixels a view pixel
+    turn = zoom * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    if rng.random() < 0.5:
+        turn[:, 0] *= -1
+    reach = np.abs(turn).sum(axis=1) * size / 2 + 1
+    limits = np.array(region.shape[:2])
+    centre = rng.uniform(reach, limits - reach)
+    offset = centre - turn @ np.full(2, (size - 1) / 2)
+    channels = [
+        affine_transform(region[..., c].astype(np.float32), turn, offset, (size, size), order=1)
+        for c in range(3)
+    ]
+    return np.stack(channels, axis=-1)
+
+
+def _lesion_cover(pixels: np.ndarray, lesions: Lesions, rng: np.random.Generator) -> np.ndarray:
+    """How much of each pixel lesions cover, 0 to 1: blurred, slightly oval spots inside the eye."""
+    from scipy.special import expit
+
+    size = pixels.shape[0]
+    y, x = np.mgrid[:size, :size].astype(np.float32)
+    cover = np.zeros((size, size), np.float32)
+    eye = pixels.max(axis=-1) > 60
+    inside = np.argwhere(eye[16:-16, 16:-16]) + 16
+    for row, column in inside[
+        rng.integers(len(inside), size=rng.integers(lesions.count[0], lesions.count[1] + 1))
+    ]:
+        radius, oval = rng.uniform(*lesions.radius), rng.uniform(0.8, 1.25)
+        distance = np.hypot((y - row) * oval, (x - column) / oval)
+        spot = expit((radius - distance) / (0.18 * radius))  # a soft edge
+        cover = np.maximum(cover, spot)
+    return cover
+
+
+def _light(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Change colour and illumination, and add the camera's noise."""
+    size = pixels.shape[0]
+    y, x = np.mgrid[:size, :size] / size - 0.5
+    slope = rng.uniform(-0.25, 0.25, 2)
+    light = 1 + slope[0] * y + slope[1] * x
+    gain = rng.uniform(0.9, 1.1) * rng.uniform(0.93, 1.07, 3)
+    noisy = pixels * light[..., None] * gain + rng.normal(0, 2.0, pixels.shape)
+    return np.rint(np.clip(noisy, 0, 255)).astype(np.uint8)

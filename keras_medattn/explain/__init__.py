@@ -1,0 +1,1 @@
+"""Where a model looked: heatmaps, overlays, and their measure against known places."""

@@ -1,0 +1,40 @@
+"""The papers' systems as Keras models, and the backbones that they stand on."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+
+from keras_medattn.models.mims import MIMS
+
+__all__ = ["MIMS", "SYSTEMS", "arguments", "system"]
+
+SYSTEMS = {"MIMS": MIMS}
+
+
+def system(name: str) -> type[MIMS]:
+    """Find a system's class by its name in recipes.
+
+    Raises:
+        ValueError: with the nearest known name.
+
+    Example:
+        >>> system("MIMS").__name__
+        'MIMS'
+    """
+    if name not in SYSTEMS:
+        near = difflib.get_close_matches(str(name), SYSTEMS, 1, 0.3)
+        hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(SYSTEMS)}"
+        raise ValueError(f"model.system is no known system. {hint} Received: {name!r}")
+    return SYSTEMS[name]
+
+
+def arguments(name: str) -> list[str]:
+    """List the arguments of a system that a recipe may set.
+
+    Example:
+        >>> "k" in arguments("MIMS")
+        True
+    """
+    skipped = ("self", "num_classes", "kwargs")  # the data tells how many classes there are
+    return [key for key in inspect.signature(system(name).__init__).parameters if key not in skipped]

@@ -1,0 +1,217 @@
+"""A run folder: one model, or folds and seeds of it, with all that made them."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from keras_medattn.data import headers, splits
+from keras_medattn.data import manifest as manifests
+from keras_medattn.data.manifest import Manifest, ManifestError
+from keras_medattn.files import read_json, write_json
+from keras_medattn.train import inputs
+from keras_medattn.train import recipe as recipes
+from keras_medattn.train.recipe import Recipe, RecipeError
+
+_PACKAGES = ("keras-medattn", "keras", "tensorflow", "numpy", "scikit-learn", "scipy", "pillow", "tifffile")
+
+
+class RunError(ValueError):
+    """A run folder that cannot be used as asked."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One trained model of a run: its folder, recipe and split."""
+
+    folder: Path
+    recipe: Recipe
+    manifest: Manifest
+
+    @property
+    def best(self) -> Path:
+        """The best model's file."""
+        return self.folder / "best.keras"
+
+    def model(self):
+        """Load the best model."""
+        from keras_medattn import load_model
+
+        if not self.best.is_file():
+            raise RunError(
+                f"{self.folder}: no best.keras in it. Train it to the end: `medattn train ... --resume`"
+            )
+        return load_model(self.best, compile=False)
+
+
+def train(
+    recipe: Recipe,
+    data: Path | str,
+    out: Path | str,
+    folds: int = 0,
+    seeds: Sequence[int] = (),
+    resume: bool = False,
+    cache: Path | str | None = None,
+    progress: inputs.Progress = lambda items, *_: items,
+    write: Callable[[str], None] = print,
+) -> list[Part]:
+    """Train a recipe into a new run folder.
+
+    The folder holds `run.json` (recipe, data, seeds, folds, versions, git commit), and for each model a
+    folder with `split.csv`, `history.csv`, `best.keras`, `checkpoint/` and `tensorboard/`; with a single
+    model these stand in the run folder itself.
+
+    Args:
+        recipe: the settings.
+        data: a folder a class, or a CSV.
+        out: the run folder; it must not exist, unless `resume`.
+        folds: 0, or the number of stratified cross-validation folds, by patient where known.
+        seeds: one model (or set of folds) each; empty: the recipe's seed. A seed fixes its folds too.
+        resume: go on with a run that was stopped: from each model's last finished epoch.
+        cache: where features of frozen layers are kept; by default in the run folder.
+        progress: wraps long loops.
+        write: prints a line.
+
+    Raises:
+        RunError: the folder exists, or holds another run.
+        ManifestError, ImageError, RecipeError: name what is wrong in the data or the recipe.
+    """
+    from keras_medattn.train import trainer
+
+    out = Path(out)
+    seeds = tuple(seeds) or (recipe.train.seed,)
+    if folds == 1 or folds < 0:
+        raise RunError(f"folds must be 0, or 2 and more. Received: {folds}")
+    manifest = manifests.load(data, recipe.data.classes or None)
+    made = list(_plan(recipe, manifest, out, folds, seeds))
+    _check_headers(recipe, manifest)
+    _claim(out, _about(recipe, manifest, data, folds, seeds), resume)
+    images = inputs.images(recipe, manifest, progress)
+    for part in made:
+        part.folder.mkdir(exist_ok=True)
+        splits.write(part.manifest, part.folder / "split.csv")
+        name = f"{part.folder.name}  " if part.folder != out else ""
+        where = Path(cache) if cache else out / "cache"
+        trainer.fit(part.recipe, part.manifest, images, part.folder, where, progress, write, name)
+    return made
+
+
+def load(run: Path | str, data: Path | str | None = None) -> list[Part]:
+    """The models of a run folder, with the split that each was trained on.
+
+    Args:
+        run: a folder that `train` made.
+        data: where the images lie now, a folder or CSV; by default where they lay.
+
+    Raises:
+        RunError: it is no run folder.
+        ManifestError: images of the split are not in `data`.
+    """
+    run = Path(run)
+    try:
+        about = read_json(run / "run.json")
+    except (OSError, ValueError) as error:
+        raise RunError(f"{run}: not a run folder, its run.json cannot be read ({error})") from error
+    recipe = recipes.from_dict(about["recipe"], str(run / "run.json"))
+    root = Path(data or about["data"])
+    root = root if root.is_dir() else root.parent
+    return [
+        _stored(folder, replace(recipe, train=replace(recipe.train, seed=seed)), root, about["class_names"])
+        for folder, seed, _ in _folders(run, about["folds"], about["seeds"])
+    ]
+
+
+def _stored(folder: Path, recipe: Recipe, root: Path, class_names: list[str]) -> Part:
+    path = folder / "split.csv"
+    if not path.is_file():
+        raise RunError(f"{folder}: not trained yet. Go on with `medattn train ... --resume`")
+    return Part(folder, recipe, replace(manifests.load(path, class_names), root=root))
+
+
+def _folders(out: Path, folds: int, seeds: Sequence[int]) -> Iterator[tuple[Path, int, int]]:
+    for seed in seeds:
+        for fold in range(max(1, folds)):
+            names = [f"seed{seed}"] * (len(seeds) > 1) + [f"fold{fold + 1}"] * (folds > 0)
+            yield out / "-".join(names) if names else out, seed, fold
+
+
+def _plan(recipe: Recipe, manifest: Manifest, out: Path, folds: int, seeds: Sequence[int]) -> Iterator[Part]:
+    for folder, seed, fold in _folders(out, folds, seeds):
+        if folds:
+            sides = splits.fold_splits(manifest, folds, fold, seed, recipe.data.val_fraction)
+        else:
+            sides = splits.with_splits(manifest, seed, recipe.data.val_fraction, recipe.data.test_fraction)
+        yield Part(folder, replace(recipe, train=replace(recipe.train, seed=seed)), sides)
+
+
+def _check_headers(recipe: Recipe, manifest: Manifest) -> None:
+    """Name every file that cannot be used before anything is written or trained."""
+    faults = []
+    for path in manifest.paths:
+        try:
+            header = headers.check_header(path, max_pixels=recipe.data.max_pixels)
+            if header.bits == 16 and not recipe.data.window:
+                faults.append(f"{path}: a 16-bit image, and the recipe has no data.window")
+        except headers.ImageError as error:
+            faults.append(str(error))
+    if faults:
+        more = f"\n  ... and {len(faults) - 50} more" if len(faults) > 50 else ""
+        raise ManifestError(
+            f"{len(faults)} of {len(manifest)} images cannot be used; `medattn check` tells more:\n  "
+            + "\n  ".join(faults[:50])
+            + more
+        )
+
+
+def _claim(out: Path, about: dict, resume: bool) -> None:
+    if not resume:
+        if out.exists():
+            raise RunError(
+                f"{out} exists, and a run is never overwritten. Choose another --out, or --resume it"
+            )
+        out.mkdir(parents=True)
+        write_json(about, out / "run.json")
+        return
+    if not (out / "run.json").is_file():
+        raise RunError(f"{out}: there is no run to resume (no run.json)")
+    stored = read_json(out / "run.json")
+    for key in ("recipe", "folds", "seeds", "class_names"):
+        if stored[key] != about[key]:
+            raise RecipeError(
+                f"{out}: cannot resume with another {key}. Stored: {stored[key]!r}. Received: {about[key]!r}"
+            )
+
+
+def _about(recipe: Recipe, manifest: Manifest, data: Path | str, folds: int, seeds: Sequence[int]) -> dict:
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {
+        "recipe": recipe.to_dict(),
+        "data": str(data),
+        "folds": folds,
+        "seeds": list(seeds),
+        "command": sys.argv,
+        "versions": versions,
+        "git_commit": _git_commit(),
+        "class_names": list(manifest.class_names),
+    }
+
+
+def _git_commit() -> str | None:
+    """The commit of the working folder, which is the user's project, or None."""
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

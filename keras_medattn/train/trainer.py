@@ -1,0 +1,154 @@
+"""One run: build the model, freeze what the recipe freezes, fit the rest, keep the best."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_medattn import models
+from keras_medattn.data import augment, pipeline
+from keras_medattn.data.manifest import Manifest
+from keras_medattn.models import backbones
+from keras_medattn.train import inputs
+from keras_medattn.train.callbacks import Keeper, Line, Validate
+from keras_medattn.train.recipe import Recipe
+
+
+def build(recipe: Recipe, num_classes: int) -> keras.Model:
+    """Build the recipe's model; its weights are a function of the seed."""
+    keras.utils.set_random_seed(recipe.train.seed)
+    settings = {key: value for key, value in recipe.model.items() if key != "system"}
+    model = models.system(recipe.model["system"])(num_classes, **settings)
+    model.build((None, *recipe.data.image_size, 3))
+    return model
+
+
+def parts(model, frozen_stride: int) -> tuple[keras.Model | None, keras.Model | None]:
+    """Freeze a model's backbone up to a stride.
+
+    Returns:
+        `stem`, the frozen layers, and `rest`, the backbone's others; either may be None.
+    """
+    if not frozen_stride:
+        return None, model.backbone
+    if frozen_stride >= model.stride:
+        model.backbone.trainable = False
+        return model.backbone, None
+    stem, rest = backbones.split(model.backbone, frozen_stride)
+    stem.trainable = False
+    return stem, rest
+
+
+def part_on_features(model, stem: keras.Model, rest: keras.Model | None, image_size) -> keras.Model:
+    """The model from the frozen layers' maps on; it shares the model's weights."""
+    maps = keras.Input(stem.compute_output_shape((None, *image_size, 3))[1:], name="maps")
+    return keras.Model(maps, model.score(maps if rest is None else rest(maps)))
+
+
+def optimizer(recipe: Recipe, model, steps: int) -> keras.Optimizer:
+    """AdamW with cosine decay; the backbone at its own share of the learning rate."""
+    train = recipe.train
+
+    def adamw(rate: float) -> keras.Optimizer:
+        schedule = keras.optimizers.schedules.CosineDecay(rate, max(1, train.epochs * steps))
+        one = keras.optimizers.AdamW(schedule, weight_decay=train.weight_decay)
+        one.exclude_from_weight_decay(var_names=["bias", "beta", "gamma", "sw", "logits"])
+        return one
+
+    top, below = adamw(train.learning_rate), adamw(train.learning_rate * train.backbone_rate)
+    own = {id(variable) for variable in model.backbone.trainable_variables}
+    if not own:
+        return top
+    # gradients scaled by a half would not do: Adam divides the factor out again
+    return keras.optimizers.MultiOptimizer(lambda variable: below if id(variable) in own else top)
+
+
+def fit(
+    recipe: Recipe,
+    manifest: Manifest,
+    images: pipeline.Fetch,
+    folder: Path,
+    cache: Path,
+    progress: inputs.Progress,
+    write: Callable[[str], None],
+    name: str = "",
+) -> None:
+    """Train one model on the manifest's `train` side and keep its best epoch in `folder/best.keras`.
+
+    A folder with a checkpoint goes on from it.
+
+    Args:
+        recipe: the settings.
+        manifest: all images, each with its side.
+        images: fetches them by their places in the manifest.
+        folder: of the run; it exists.
+        cache: where features of frozen layers are kept.
+        progress: wraps long loops.
+        write: prints a line.
+        name: begins each line.
+    """
+    train, val = (
+        [i for i, side in enumerate(manifest.splits or ()) if side == want] for want in ("train", "val")
+    )
+    settings = recipe.train
+    model = build(recipe, len(manifest.class_names))
+    stem, rest = parts(model, settings.frozen_stride)
+    if settings.cached_views and stem is not None:
+        views = inputs.cached_features(stem, images, len(manifest), recipe, cache, progress)
+        fitted, change = part_on_features(model, stem, rest, recipe.data.image_size), None
+        drawn, plain = inputs.one_view_an_epoch(views, settings.seed), inputs.one_view_an_epoch(views[:1], 0)
+    else:
+        fitted, change, drawn, plain = model, augment.augmenter(recipe.augment), images, images
+
+    steps = pipeline.steps_an_epoch(len(train), settings.batch_size)
+    fitted.compile(
+        optimizer(recipe, model, steps),
+        keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=settings.label_smoothing),
+        jit_compile=False,
+    )
+    fitted.optimizer.build(fitted.trainable_variables)
+    keeper = Keeper(model, folder, settings.monitor, settings.patience, settings.seed)
+    start = keeper.restore()
+    if start >= settings.epochs or keeper.done:
+        return
+
+    labels, classes = manifest.labels, len(manifest.class_names)
+    data = pipeline.training_batches(
+        _subset(drawn, train),
+        labels[train],
+        settings.batch_size,
+        settings.seed,
+        range(start, settings.epochs),
+        change,
+    ).map(lambda x, y: (x, tf.one_hot(y, classes)))
+    held_out = pipeline.batches(_subset(plain, val), len(val), settings.batch_size)
+    forward = tf.function(lambda x: fitted(x, training=False), reduce_retracing=True)
+    fitted.fit(
+        data,
+        initial_epoch=start,
+        epochs=settings.epochs,
+        steps_per_epoch=steps,
+        class_weight=_class_weights(labels[train], classes) if settings.class_weights else None,
+        shuffle=False,  # the batches come in their own order
+        verbose=0,  # type: ignore[arg-type]
+        callbacks=[
+            Validate(lambda: np.concatenate([forward(batch).numpy() for batch in held_out]), labels[val]),
+            keeper,
+            Line(settings.epochs, name, write),
+            keras.callbacks.TensorBoard(folder / "tensorboard", write_graph=False, profile_batch=0),
+        ],
+    )
+
+
+def _subset(fetch: pipeline.Fetch, places: list[int]) -> pipeline.Fetch:
+    chosen = np.asarray(places)
+    return lambda rows, epoch: fetch(chosen[rows], epoch)
+
+
+def _class_weights(labels: np.ndarray, classes: int) -> dict[int, float]:
+    counts = np.bincount(labels, minlength=classes)
+    return {place: len(labels) / (classes * max(1, count)) for place, count in enumerate(counts)}
