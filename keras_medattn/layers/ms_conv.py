@@ -36,6 +36,7 @@ class MSConv(keras.layers.Layer):
         inputs: Feature maps of images or of volumes.
         mask: Boolean tensor `(B, S)` for volumes, true for slices that exist. What the others hold is never
             read: it enters neither the answer nor the batch statistics.
+        training: Whether to normalise by the statistics of the batch, and update the moving ones.
 
     Input shape:
         `(B, h, w, C)`, or `(B, S, h, w, C)` for S slices a volume. Height and width may be unknown.
@@ -103,7 +104,7 @@ class MSConv(keras.layers.Layer):
         channels = sum(channels for _, channels in self.kernels)
         self.sw = self.add_weight((len(self.scales), channels), initializer="ones", name="sw")
 
-    def call(self, inputs: Any, mask: Any = None) -> list:
+    def call(self, inputs: Any, mask: Any = None, training: bool | None = None) -> list:
         """Answers one bag for each kernel group, or with a mask the pairs of bag and mask."""
         self._check_maps(inputs.shape)
         shape = ops.shape(inputs)
@@ -118,7 +119,10 @@ class MSConv(keras.layers.Layer):
         if mask is None and None in inputs.shape[-3:-1]:
             # A scale without positions would turn the batch statistics into NaN, but for a mask.
             counted = ops.ones((batch, slices), "bool")
-        levels = [self._at_scale(index, maps, counted, batch, slices) for index in range(len(self.scales))]
+        levels = [
+            self._at_scale(index, maps, (batch, slices), counted, training)
+            for index in range(len(self.scales))
+        ]
         pairs = [tuple(zip(*group, strict=True)) for group in zip(*levels, strict=True)]
         bags = [ops.concatenate(bags, axis=1) for bags, _ in pairs]  # (B, L, n)
         if mask is None:
@@ -126,19 +130,19 @@ class MSConv(keras.layers.Layer):
         return [(bag, ops.concatenate(masks, axis=1)) for bag, (_, masks) in zip(bags, pairs, strict=True)]
 
     def _at_scale(
-        self, index: int, maps: Any, counted: Any, batch: Any, slices: Any
+        self, index: int, maps: Any, size: tuple[Any, Any], counted: Any, training: bool | None
     ) -> list[tuple[Any, Any]]:
         """Each kernel group's positions at one scale, `(B, S rows columns, n)`, and which of them count."""
-        scale, answers, first = self.scales[index], [], 0
+        (batch, slices), scale, answers, first = size, self.scales[index], [], 0
         if scale != 1:
             height, width = (scaled_size(size, scale) for size in ops.shape(maps)[1:3])
             maps = resize_bilinear(maps, height, width)
-        for group, (size, channels) in enumerate(self.kernels):
-            bag = _convolve(self.convolutions[group], maps, size)  # (B S, rows, columns, n)
+        for group, (kernel, channels) in enumerate(self.kernels):
+            bag = _convolve(self.convolutions[group], maps, kernel)  # (B S, rows, columns, n)
             cells = ops.shape(bag)[1] * ops.shape(bag)[2]
             bag = ops.reshape(bag, (batch, slices * cells, channels))  # (B, S rows columns, n)
             mask = None if counted is None else _per_position(counted, batch, slices, cells)
-            bag = self.normalizations[index * len(self.kernels) + group](bag, mask=mask)
+            bag = self.normalizations[index * len(self.kernels) + group](bag, training=training, mask=mask)
             bag = self.activation(bag * self.sw[index, first : first + channels])
             answers.append((bag, mask))
             first += channels
@@ -160,7 +164,7 @@ class MSConv(keras.layers.Layer):
             shapes.append((input_shape[0], positions, channels))
         return shapes if mask_shape is None else [(shape, shape[:2]) for shape in shapes]
 
-    def compute_output_spec(self, inputs: Any, mask: Any = None) -> list:
+    def compute_output_spec(self, inputs: Any, mask: Any = None, training: bool | None = None) -> list:
         """The bags' shapes and dtypes, or with a mask those of the pairs."""
         shapes = self.compute_output_shape(inputs.shape)
         bags = [keras.KerasTensor(shape, dtype=self.compute_dtype) for shape in shapes]
