@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["data", "export", "explain", "layers", "load_model", "metrics", "models", "ops", "serve", "train"]
+__all__ = ["data", "explain", "export", "layers", "load_model", "metrics", "models", "ops", "serve", "train"]
 
 if TYPE_CHECKING:
     from keras_medattn import data, explain, export, layers, metrics, models, ops, serve, train

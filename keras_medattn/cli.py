@@ -28,7 +28,7 @@ This is no medical device. No network call is made unless a command says so."""
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and answer its exit code."""
     options = _parser().parse_args(arguments)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's start-up chatter
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's start-up chatter
     try:
         return options.run(options)
     except ModuleNotFoundError as error:

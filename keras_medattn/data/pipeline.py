@@ -21,7 +21,7 @@ Augment = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]  # images (B, H, W, C), se
 @functools.lru_cache(maxsize=8)
 def _resizer(size: tuple[int, int]):
     spec = tf.TensorSpec((None, None, 3), tf.uint8)
-    return tf.function(lambda image: resize(image, size), input_signature=[spec])
+    return tf.function(lambda image: resize(image, size)).get_concrete_function(spec)
 
 
 def read_sized(path, size: tuple[int, int], window=None, max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -31,7 +31,7 @@ def read_sized(path, size: tuple[int, int], window=None, max_pixels: int = MAX_P
 
 def size_pixels(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Resize RGB pixels to the model's `(height, width)`, as training and the exported model do."""
-    return _resizer((size[0], size[1]))(pixels).numpy()
+    return _resizer((size[0], size[1]))(tf.constant(pixels)).numpy()
 
 
 def read_all(

@@ -60,7 +60,7 @@ def _decoder(window: Window | None, max_pixels: int):
     from keras_medattn.data.decode import decode
 
     spec = tf.TensorSpec((), tf.string)
-    return tf.function(lambda data: decode(data, window, max_pixels), input_signature=[spec])
+    return tf.function(lambda data: decode(data, window, max_pixels)).get_concrete_function(spec)
 
 
 def _in_graph(path: Path, header: Header, window: Window | None, max_pixels: int) -> np.ndarray:

@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 
 CLASSES = ("no lesions", "lesions")
+BLUR = (0.3, 1.5)  # standard deviation in pixels, smallest and largest
+NOISE = (1.0, 5.0)  # standard deviation in grey levels, smallest and largest
 
 
 @dataclass(frozen=True)
@@ -24,11 +26,13 @@ class Lesions:
         count: fewest and most in a view.
         radius: smallest and largest, in pixels.
         contrast: smallest and largest share of the green light that they take away.
+        streaks: most of the short, vessel-like streaks of the same colour, drawn into both classes.
     """
 
-    count: tuple[int, int] = (4, 10)
-    radius: tuple[float, float] = (3.0, 5.0)
-    contrast: tuple[float, float] = (0.3, 0.5)
+    count: tuple[int, int] = (3, 6)
+    radius: tuple[float, float] = (3.0, 4.0)
+    contrast: tuple[float, float] = (0.2, 0.4)
+    streaks: int = 40
 
 
 def make(
@@ -105,14 +109,12 @@ def view(
     pixels = _crop(region, size, rng)
     while (pixels.max(axis=-1) > 40).mean() < 0.7:  # too much of the black around the eye
         pixels = _crop(region, size, rng)
-    cover = _lesion_cover(pixels, lesions, rng)  # drawn for both classes, so that chance is the same
-    if not ill:
-        cover[:] = 0
-    taken = rng.uniform(*lesions.contrast) * np.array(
-        [0.55, 1.0, 0.85]
-    )  # of red, green, blue: dark red stays
-    pixels = pixels * (1 - cover[..., None] * taken)
-    return _light(pixels, rng), cover > 0.5
+    count = rng.integers(lesions.count[0], lesions.count[1] + 1) if ill else 0
+    spots = _cover(pixels, count, lesions.radius, 1.0, rng)
+    streaks = _cover(pixels, rng.integers(0, lesions.streaks + 1), (1.2, 1.8), 6.0, rng)
+    taken = rng.uniform(*lesions.contrast) * np.array([0.4, 1.0, 0.9])  # of red, green, blue: dark red stays
+    pixels = pixels * (1 - np.maximum(spots, streaks)[..., None] * taken)
+    return _light(pixels, rng), spots > 0.5
 
 
 def _crop(region: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
@@ -134,31 +136,35 @@ def _crop(region: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray
     return np.stack(channels, axis=-1)
 
 
-def _lesion_cover(pixels: np.ndarray, lesions: Lesions, rng: np.random.Generator) -> np.ndarray:
-    """How much of each pixel lesions cover, 0 to 1: blurred, slightly oval spots inside the eye."""
+def _cover(pixels: np.ndarray, count: int, radius: tuple[float, float], long: float, rng) -> np.ndarray:
+    """How much of each pixel drawn marks cover, 0 to 1: soft ovals inside the eye, `long` times as long as wide."""
     from scipy.special import expit
 
     size = pixels.shape[0]
-    y, x = np.mgrid[:size, :size].astype(np.float32)
     cover = np.zeros((size, size), np.float32)
-    eye = pixels.max(axis=-1) > 60
-    inside = np.argwhere(eye[16:-16, 16:-16]) + 16
-    for row, column in inside[
-        rng.integers(len(inside), size=rng.integers(lesions.count[0], lesions.count[1] + 1))
-    ]:
-        radius, oval = rng.uniform(*lesions.radius), rng.uniform(0.8, 1.25)
-        distance = np.hypot((y - row) * oval, (x - column) / oval)
-        spot = expit((radius - distance) / (0.18 * radius))  # a soft edge
-        cover = np.maximum(cover, spot)
+    inside = np.argwhere(pixels.max(axis=-1)[16:-16, 16:-16] > 60) + 16
+    for row, column in inside[rng.integers(len(inside), size=count)]:
+        width, angle = rng.uniform(*radius), rng.uniform(0, np.pi)
+        stretch = long * rng.uniform(0.8, 1.25)
+        reach = int(3 * width * max(1.0, stretch))
+        window = tuple(slice(max(0, at - reach), at + reach) for at in (row, column))
+        y, x = np.mgrid[window]
+        along = (y - row) * np.sin(angle) + (x - column) * np.cos(angle)
+        across = (y - row) * np.cos(angle) - (x - column) * np.sin(angle)
+        spot = expit((width - np.hypot(along / stretch, across)) / (0.18 * width))  # a soft edge
+        cover[window] = np.maximum(cover[window], spot)
     return cover
 
 
 def _light(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Change colour and illumination, and add the camera's noise."""
+    """Change colour, illumination and sharpness, and add the camera's noise."""
+    from scipy.ndimage import gaussian_filter
+
     size = pixels.shape[0]
+    pixels = gaussian_filter(pixels, (*[rng.uniform(*BLUR)] * 2, 0))
     y, x = np.mgrid[:size, :size] / size - 0.5
     slope = rng.uniform(-0.25, 0.25, 2)
     light = 1 + slope[0] * y + slope[1] * x
     gain = rng.uniform(0.9, 1.1) * rng.uniform(0.93, 1.07, 3)
-    noisy = pixels * light[..., None] * gain + rng.normal(0, 2.0, pixels.shape)
+    noisy = pixels * light[..., None] * gain + rng.normal(0, rng.uniform(*NOISE), pixels.shape)
     return np.rint(np.clip(noisy, 0, 255)).astype(np.uint8)

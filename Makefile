@@ -1,0 +1,39 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+BACKENDS := .venv-backends
+
+.PHONY: setup demo test test-all test-backends lint clean
+
+setup: $(VENV)/.done
+
+$(VENV)/.done: setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --editable ".[dev]"
+	touch $@
+
+demo: setup
+	$(BIN)/medattn demo
+
+test: setup
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: setup
+	$(BIN)/python -m pytest
+
+$(BACKENDS)/.done: setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(BACKENDS)
+	$(BACKENDS)/bin/pip install --quiet --editable . "jax==0.10.2" "torch==2.13.0" "pytest>=8.3,<10"
+	touch $@
+
+test-backends: $(BACKENDS)/.done
+	KERAS_BACKEND=jax $(BACKENDS)/bin/python -m pytest tests/backends
+	KERAS_BACKEND=torch $(BACKENDS)/bin/python -m pytest tests/backends
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+clean:
+	rm -rf $(VENV) $(BACKENDS) build dist *.egg-info

@@ -1,0 +1,1 @@
+"""Data sets: which images there are, and how their bytes become pixels."""

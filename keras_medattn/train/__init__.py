@@ -1,0 +1,1 @@
+"""Training and evaluation: a recipe and data in, a run folder out."""
