@@ -1,7 +1,7 @@
 """The table of public layers: each once, with examples of its inputs, its equation and its exceptions.
 
-A new layer needs a row here and nothing else: every check of `test_conformance*.py` and of `backends/` runs over
-the rows.
+A new layer needs a row here and nothing else: every check of `test_conformance*.py` and of `backends/`
+runs over the rows.
 """
 
 from collections.abc import Callable
