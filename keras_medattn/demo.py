@@ -124,8 +124,8 @@ def _ask(part, out: Path, write) -> None:
             [answer] = client.predict([path], "explain")
     finally:
         server.stop()
-    if answer.error:
-        raise RuntimeError(answer.error)
+    if answer.probabilities is None or answer.boxes is None or answer.weights is None:
+        raise RuntimeError(answer.error or "the server answered no evidence")
     write(f"  asked 127.0.0.1:{server.port} about {path}")
     write(f"  answer: {answer.class_name}, probability {answer.probabilities[answer.label]:.4f}")
     box = ", ".join(f"{edge:.0f}" for edge in answer.boxes[0])

@@ -142,7 +142,7 @@ def _duplicates(manifest: Manifest, digests: list[str | None], report: Report) -
         if len(same) < 2:
             continue
         names = _some([manifest.names[i] for i in same])
-        if len({manifest.labels[i] for i in same}) > 1:
+        if len({int(manifest.labels[i]) for i in same}) > 1:
             report.problems.append(f"the same pixels carry different labels: {names}")
         elif manifest.splits is not None and len({manifest.splits[i] for i in same}) > 1:
             report.problems.append(f"the same pixels stand in more than one split: {names}")

@@ -101,7 +101,8 @@ def _pillow(file, kind: str) -> Header:
     if kind == "png":
         file.seek(24)
         bits = file.read(1)[0]
-    return Header(kind, *image.size, bits, image.mode, exif.get(_ORIENTATION, 1) != 1)
+    width, height = image.size
+    return Header(kind, width, height, bits, image.mode, exif.get(_ORIENTATION, 1) != 1)
 
 
 def _tiff(file) -> Header:

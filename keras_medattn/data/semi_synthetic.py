@@ -109,9 +109,9 @@ def view(
     pixels = _crop(region, size, rng)
     while (pixels.max(axis=-1) > 40).mean() < 0.7:  # too much of the black around the eye
         pixels = _crop(region, size, rng)
-    count = rng.integers(lesions.count[0], lesions.count[1] + 1) if ill else 0
+    count = int(rng.integers(lesions.count[0], lesions.count[1] + 1)) if ill else 0
     spots = _cover(pixels, count, lesions.radius, 1.0, rng)
-    streaks = _cover(pixels, rng.integers(0, lesions.streaks + 1), (1.2, 1.8), 6.0, rng)
+    streaks = _cover(pixels, int(rng.integers(0, lesions.streaks + 1)), (1.2, 1.8), 6.0, rng)
     taken = rng.uniform(*lesions.contrast) * np.array([0.4, 1.0, 0.9])  # of red, green, blue: dark red stays
     pixels = pixels * (1 - np.maximum(spots, streaks)[..., None] * taken)
     return _light(pixels, rng), spots > 0.5
@@ -137,7 +137,7 @@ def _crop(region: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray
 
 
 def _cover(pixels: np.ndarray, count: int, radius: tuple[float, float], long: float, rng) -> np.ndarray:
-    """How much of each pixel drawn marks cover, 0 to 1: soft ovals inside the eye, `long` times as long as wide."""
+    """How much of each pixel drawn marks cover, 0 to 1: soft ovals in the eye, `long` times as long as wide."""
     from scipy.special import expit
 
     size = pixels.shape[0]
@@ -147,7 +147,7 @@ def _cover(pixels: np.ndarray, count: int, radius: tuple[float, float], long: fl
         width, angle = rng.uniform(*radius), rng.uniform(0, np.pi)
         stretch = long * rng.uniform(0.8, 1.25)
         reach = int(3 * width * max(1.0, stretch))
-        window = tuple(slice(max(0, at - reach), at + reach) for at in (row, column))
+        window = tuple(slice(max(0, at - reach), min(size, at + reach)) for at in (row, column))
         y, x = np.mgrid[window]
         along = (y - row) * np.sin(angle) + (x - column) * np.cos(angle)
         across = (y - row) * np.cos(angle) - (x - column) * np.sin(angle)

@@ -260,7 +260,7 @@ def localisation(
     if not chosen:
         return None
     heats = (found[place].heat() for place in chosen)
-    marked = (truths[place] for place in chosen)
+    marked = (np.asarray(truths[place]) for place in chosen)
     return metrics.localise(heats, marked, None if groups is None else [groups[i] for i in chosen])
 
 

@@ -136,29 +136,34 @@ class MIMS(keras.Model):
         scores, pooled, chosen = self._scores(bags, training=False)
         named = {"maps": maps, "pooled": pooled, "scores": scores}
         if chosen is not None:
-            boxes = self._boxes(chosen["indices"], maps, images)
-            head = ops.take(ops.transpose(self.head.kernel), ops.argmax(scores, axis=-1), axis=0)  # (B, N)
-            shares = ops.cast(chosen["weights"] * chosen["values"], "float32") * head[..., None]
-            count = ops.shape(shares)[1] * ops.shape(shares)[2]
-            shares = ops.reshape(shares, (-1, count))
-            order = ops.argsort(-shares, axis=-1)
-            named["weights"] = ops.take_along_axis(shares, order, axis=1)
-            boxes = ops.reshape(boxes, (-1, count, 4))
-            named["boxes"] = ops.take_along_axis(boxes, order[..., None], axis=1)
+            named["boxes"], named["weights"] = self._evidence(chosen, scores, maps, images)
         return named
+
+    def _evidence(self, chosen: dict[str, Any], scores: Any, maps: Any, images: Any) -> tuple[Any, Any]:
+        """Boxes `(B, N k, 4)` of the pooled activations and what each adds to the predicted class's score."""
+        head: Any = ops.take(ops.transpose(self.head.kernel), ops.argmax(scores, axis=-1), axis=0)  # (B, N)
+        shares: Any = ops.cast(chosen["weights"] * chosen["values"], "float32") * head[..., None]  # (B, N, k)
+        count = shares.shape[1] * shares.shape[2]
+        shares = ops.reshape(shares, (-1, count))  # (B, N k)
+        boxes = ops.reshape(self._boxes(chosen["indices"], maps, images), (-1, count, 4))
+        order: Any = ops.argsort(-shares, axis=-1)
+        by_weight = ops.take_along_axis(boxes, order[..., None], axis=1)
+        return by_weight, ops.take_along_axis(shares, order, axis=1)
 
     def _bags(self, maps, training):
         if self.ms_conv is not None:
             return self.ms_conv(maps, training=training)
         return [self.flatten(maps)]
 
-    def _boxes(self, indices, maps, images):
+    def _boxes(self, indices: Any, maps: Any, images: Any) -> Any:
         """Boxes `(B, N, k, 4)` under the kernel windows at these positions, in pixels of the images."""
         groups, scales = (self.kernels, self.scales) if self.kernels else (((1, maps.shape[-1]),), (1.0,))
-        sizes = ops.shape(maps)[1:3], ops.shape(images)[1:3]
+        maps_shape: Any = ops.shape(maps)
+        image_shape: Any = ops.shape(images)
         boxes, first = [], 0
         for size, channels in groups:
-            boxes.append(position_to_box(indices[:, first : first + channels], size, scales, *sizes))
+            part = indices[:, first : first + channels]
+            boxes.append(position_to_box(part, size, scales, maps_shape[1:3], image_shape[1:3]))
             first += channels
         return ops.concatenate(boxes, axis=1)
 

@@ -55,7 +55,7 @@ def optimizer(recipe: Recipe, model, steps: int) -> keras.Optimizer:
 
     def adamw(rate: float) -> keras.Optimizer:
         schedule = keras.optimizers.schedules.CosineDecay(rate, max(1, train.epochs * steps))
-        one = keras.optimizers.AdamW(schedule, weight_decay=train.weight_decay)
+        one = keras.optimizers.AdamW(schedule, weight_decay=train.weight_decay)  # type: ignore[arg-type]
         one.exclude_from_weight_decay(var_names=["bias", "beta", "gamma", "sw", "logits"])
         return one
 
@@ -108,7 +108,7 @@ def fit(
     fitted.compile(
         optimizer(recipe, model, steps),
         keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=settings.label_smoothing),
-        jit_compile=False,
+        jit_compile=False,  # type: ignore[arg-type]
     )
     fitted.optimizer.build(fitted.trainable_variables)
     keeper = Keeper(model, folder, settings.monitor, settings.patience, settings.seed)
@@ -139,7 +139,7 @@ def fit(
             Validate(lambda: np.concatenate([forward(batch).numpy() for batch in held_out]), labels[val]),
             keeper,
             Line(settings.epochs, name, write),
-            keras.callbacks.TensorBoard(folder / "tensorboard", write_graph=False, profile_batch=0),
+            keras.callbacks.TensorBoard(str(folder / "tensorboard"), write_graph=False, profile_batch=0),
         ],
     )
 

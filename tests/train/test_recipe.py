@@ -67,5 +67,5 @@ def test_faults_name_the_file_and_the_key(tmp_path, text, words):
 def test_missing_file_and_bad_override(tmp_path):
     with pytest.raises(RecipeError, match=r"none\.toml: cannot be read"):
         recipe.load(tmp_path / "none.toml")
-    with pytest.raises(RecipeError, match="section.key=value. Received: 'epochs=3'"):
+    with pytest.raises(RecipeError, match=r"section\.key=value\. Received: 'epochs=3'"):
         recipe.load(write(tmp_path, ""), ["epochs=3"])
