@@ -111,6 +111,7 @@ class MSConv(keras.layers.Layer):
         batch, slices, maps = shape[0], 1, inputs
         if mask is not None:
             _check_mask(mask, inputs.shape)
+            mask = ops.cast(mask, "bool")
             maps = ops.where(ops.expand_dims(mask, (2, 3, 4)), maps, 0)
         if len(shape) == 5:
             slices = shape[1]
