@@ -30,7 +30,8 @@ _RETRY = {
     "initialBackoff": "0.2s",
     "maxBackoff": "2s",
     "backoffMultiplier": 2,
-    "retryableStatusCodes": ["UNAVAILABLE"],
+    # A server that is shutting down cancels what it has not picked up.
+    "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
 }
 # What another image may not meet; any other status ends the whole call.
 _OF_ONE_IMAGE = ("INVALID_ARGUMENT", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "INTERNAL")
