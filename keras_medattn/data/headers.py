@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import io
+import logging
+import operator
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+
+logging.getLogger("tifffile").addHandler(logging.NullHandler())  # what matters of it is in our errors
 
 MAX_PIXELS = 100_000_000
 _MAGIC = {
@@ -17,7 +21,7 @@ _MAGIC = {
     b"II+\0": "tiff",
     b"MM\0+": "tiff",
 }
-_ORIENTATION = 0x0112  # the EXIF tag
+ORIENTATION = 0x0112  # the EXIF tag
 
 
 class ImageError(ValueError):
@@ -69,8 +73,11 @@ def read_header(source: Path | bytes, name: str | None = None) -> Header:
     try:
         with open(source, "rb") as file:
             return _parse(file, name)
-    except OSError as error:
-        raise ImageError(f"{name}: cannot be read ({error.strerror or error})") from error
+    except ImageError:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: a name with a null byte
+        reason = getattr(error, "strerror", None) or error
+        raise ImageError(f"{name}: cannot be read ({reason})") from error
 
 
 def _parse(file, name: str) -> Header:
@@ -85,7 +92,7 @@ def _parse(file, name: str) -> Header:
 
 
 def _pillow(file, kind: str) -> Header:
-    from PIL import BmpImagePlugin, Image, JpegImagePlugin, PngImagePlugin
+    from PIL import BmpImagePlugin, JpegImagePlugin, PngImagePlugin
 
     openers = {
         "jpeg": JpegImagePlugin.JpegImageFile,
@@ -95,14 +102,26 @@ def _pillow(file, kind: str) -> Header:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         image = openers[kind](file)
-        exif = Image.Exif()  # a PNG's own `getexif` would decode its pixels
-        exif.load(image.info.get("exif"))
+        rotated = _rotated(image.info.get("exif"))
     bits = 8
     if kind == "png":
         file.seek(24)
         bits = file.read(1)[0]
     width, height = image.size
-    return Header(kind, width, height, bits, image.mode, exif.get(_ORIENTATION, 1) != 1)
+    return Header(kind, width, height, bits, image.mode, rotated)
+
+
+def _rotated(exif: bytes | None) -> bool:
+    from PIL import Image
+
+    if not exif:
+        return False
+    tags = Image.Exif()  # a PNG's own `getexif` would decode its pixels
+    try:
+        tags.load(exif)
+    except Exception:  # damaged tags turn nothing, and the pixels may be whole
+        return False
+    return tags.get(ORIENTATION, 1) != 1
 
 
 def _tiff(file) -> Header:
@@ -110,11 +129,11 @@ def _tiff(file) -> Header:
 
     with tifffile.TiffFile(file) as tiff:
         page = tiff.pages[0]
-        orientation = page.tags.get(_ORIENTATION)  # type: ignore[union-attr]
+        orientation = page.tags.get(ORIENTATION)  # type: ignore[union-attr]
         return Header(
             "tiff",
-            page.imagewidth,  # type: ignore[union-attr]
-            page.imagelength,  # type: ignore[union-attr]
+            operator.index(page.imagewidth),  # type: ignore[union-attr]
+            operator.index(page.imagelength),  # type: ignore[union-attr]
             page.bitspersample,  # type: ignore[union-attr]
             page.photometric.name,  # type: ignore[union-attr]
             orientation is not None and orientation.value != 1,
@@ -130,7 +149,7 @@ def check_header(source: Path | bytes, name: str | None = None, max_pixels: int 
     """
     header = read_header(source, name)
     pixels = header.width * header.height
-    if not 0 < pixels <= max_pixels:
+    if min(header.width, header.height) < 1 or pixels > max_pixels:
         raise ImageError(
             f"{name or source}: {header.width} x {header.height} = {pixels:,} pixels; allowed are 1 to "
             f"{max_pixels:,}. Downsize the image, or raise max_pixels if you trust it"
