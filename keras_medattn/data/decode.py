@@ -109,7 +109,8 @@ def _png(data: tf.Tensor, window: Window | None, max_pixels: int) -> tf.Tensor:
 def _bmp(data: tf.Tensor, max_pixels: int) -> tf.Tensor:
     width, height = _number(data, 18), tf.abs(_number(data, 22))
     depth = _number(data, 28, tf.uint16)
-    plain = tf.debugging.Assert(tf.equal(_number(data, 30), 0), ["compressed BMP images are not supported"])
+    plain = (_number(data, 14) >= 40) & tf.equal(_number(data, 30), 0)
+    plain = tf.debugging.Assert(plain, ["BMP images that are compressed, or of OS/2, are not supported"])
 
     def pixels():
         return tf.io.decode_bmp(data, channels=0)
