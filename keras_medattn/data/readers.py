@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_medattn.data.headers import MAX_PIXELS, Header, ImageError, check_header
+from keras_medattn.data.headers import MAX_PIXELS, ORIENTATION, Header, ImageError, check_header
 
 Window = tuple[float, float]
 
@@ -42,15 +42,15 @@ def read(path: Path | str, window: Window | None = None, max_pixels: int = MAX_P
     return _in_graph(path, header, window, max_pixels)
 
 
-def raw_intensities(path: Path | str) -> np.ndarray:
-    """Read a 16-bit PNG or TIFF as it is, to propose an intensity window from."""
-    if check_header(Path(path)).kind == "tiff":
-        import tifffile
-
-        return tifffile.imread(path, key=0)
+def raw_intensities(path: Path | str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Read a 16-bit PNG or TIFF as it is: `(H, W, 3)`, grey three times, without alpha."""
+    path = Path(path)
+    header = check_header(path, max_pixels=max_pixels)
+    if header.kind == "tiff":
+        return _deep_tiff(path, header)
     import tensorflow as tf
 
-    return tf.io.decode_png(Path(path).read_bytes(), dtype=tf.uint16).numpy()
+    return tf.io.decode_png(path.read_bytes(), channels=3, dtype=tf.uint16).numpy()
 
 
 @functools.lru_cache(maxsize=8)
@@ -84,32 +84,41 @@ def _tiff(path: Path, header: Header, window: Window | None) -> np.ndarray:
         raise ImageError(f"{path}: TIFF must have 1, 8 or 16 bits a channel. Received: {header.bits}")
     try:
         if header.bits == 16 and window is not None:
-            return _deep_tiff(path, header, window)
+            from keras_medattn.data.decode import scale_intensities
+
+            scaled = scale_intensities(_deep_tiff(path, header).astype(np.float32), window)
+            return np.rint(np.clip(scaled, 0, 255)).astype(np.uint8)
         from PIL import Image
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(path) as image:
-                return np.asarray(image.convert("RGB"))
+            with open(path, "rb") as file, Image.open(file, formats=["TIFF"]) as image:
+                image.getexif()[ORIENTATION] = 1  # of all kinds, Pillow turns TIFFs by itself
+                pixels = np.asarray(image.convert("RGB"))
+        if pixels.shape[:2] != (header.height, header.width):
+            raise ImageError(f"{path}: damaged TIFF: it names two sizes")
+        return pixels
     except ImageError:
         raise
     except Exception as error:  # hostile bytes: parsers raise anything
         raise ImageError(f"{path}: damaged or unsupported TIFF: {error}") from error
 
 
-def _deep_tiff(path: Path, header: Header, window: Window) -> np.ndarray:
+def _deep_tiff(path: Path, header: Header) -> np.ndarray:
     import tifffile
 
-    from keras_medattn.data.decode import scale_intensities
-
-    if header.mode not in ("MINISBLACK", "RGB"):
-        raise ImageError(f"{path}: 16-bit TIFF must be grey (MINISBLACK) or RGB. Received: {header.mode}")
-    pixels = tifffile.imread(path, key=0)
-    if pixels.ndim == 2:
-        pixels = pixels[..., None]
-    if header.mode == "MINISBLACK":
-        pixels = pixels[..., :1]
-    elif pixels.shape[0] in (3, 4) and pixels.shape[-1] not in (3, 4):
+    with tifffile.TiffFile(path) as file:
+        page = file.pages[0]
+        grey, planes = header.mode == "MINISBLACK", page.planarconfig == 2  # type: ignore[union-attr]
+        dtype, depth = np.dtype(page.dtype), page.imagedepth  # type: ignore[union-attr]
+        samples = page.samplesperpixel  # type: ignore[union-attr]
+        if header.mode not in ("MINISBLACK", "RGB") or dtype.kind not in "iu" or depth * samples > 4:
+            raise ImageError(
+                f"{path}: 16-bit TIFF must be grey (MINISBLACK) or RGB integers. "
+                f"Received: {header.mode} {dtype}, {samples} channels, depth {depth}"
+            )
+        pixels = page.asarray()
+    if planes and pixels.ndim == 3:
         pixels = np.moveaxis(pixels, 0, -1)  # planes one after another -> (H, W, C)
-    scaled = np.clip(scale_intensities(pixels[..., :3].astype(np.float32), window), 0, 255)
-    return np.broadcast_to(np.rint(scaled).astype(np.uint8), (*pixels.shape[:2], 3))
+    pixels = pixels.reshape(header.height, header.width, -1)[..., : 1 if grey else 3]  # without alpha
+    return np.broadcast_to(pixels, (header.height, header.width, 3))
