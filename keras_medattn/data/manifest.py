@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -118,7 +120,7 @@ def _from_folder(root: Path, classes: Sequence[str] | None) -> Manifest:
         (str(path.relative_to(root)), folder.name, side)
         for side, folder in pairs
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.suffix.lower() in SUFFIXES
+        if path.is_file() and path.suffix.lower() in SUFFIXES and not _hidden(path.relative_to(folder))
     ]
     if not rows:
         hint = " It holds a manifest.csv: pass that file." if (root / "manifest.csv").is_file() else ""
@@ -129,7 +131,11 @@ def _from_folder(root: Path, classes: Sequence[str] | None) -> Manifest:
 
 
 def _folders(root: Path) -> list[Path]:
-    return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return sorted(path for path in root.iterdir() if path.is_dir() and not _hidden(Path(path.name)))
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def _from_csv(path: Path, classes: Sequence[str] | None) -> Manifest:
@@ -138,10 +144,13 @@ def _from_csv(path: Path, classes: Sequence[str] | None) -> Manifest:
             reader = csv.DictReader(file, restval="")
             columns = [name.strip() for name in reader.fieldnames or []]
             reader.fieldnames = columns
-            rows = list(reader)
+            rows = [(reader.line_num, row) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ManifestError(f"{path}: not a CSV in UTF-8 ({error})") from error
     missing = {"path", "label"} - set(columns)
+    twice = sorted({name for name in columns if name and columns.count(name) > 1})
+    if twice:
+        raise ManifestError(f"{path}: columns {twice} stand more than once. Received columns: {columns}")
     if missing:
         raise ManifestError(f"{path}: columns {sorted(missing)} are missing. Received columns: {columns}")
     faults = _row_faults(rows, columns)
@@ -150,7 +159,7 @@ def _from_csv(path: Path, classes: Sequence[str] | None) -> Manifest:
     if faults:
         shown = "\n  ".join(faults[:50] + ([f"... and {len(faults) - 50} more"] if len(faults) > 50 else []))
         raise ManifestError(f"{path}: {len(faults)} faults:\n  {shown}")
-    values = {name: tuple(row[name].strip() for row in rows) for name in columns if name}
+    values = {name: tuple(row[name].strip() for _, row in rows) for name in columns if name}
     order = _class_order(values["label"], classes, path)
     return Manifest(
         path.parent,
@@ -162,9 +171,9 @@ def _from_csv(path: Path, classes: Sequence[str] | None) -> Manifest:
     )
 
 
-def _row_faults(rows: list[dict[str, str]], columns: list[str]) -> list[str]:
+def _row_faults(rows: list[tuple[int, dict[str, str]]], columns: list[str]) -> list[str]:
     faults, seen = [], {}
-    for number, row in enumerate(rows, start=2):  # line 1 holds the columns
+    for number, row in rows:
         if None in row:
             faults.append(f"line {number}: more fields than columns")
         for column in ("path", "label", "patient"):
@@ -172,7 +181,7 @@ def _row_faults(rows: list[dict[str, str]], columns: list[str]) -> list[str]:
                 faults.append(f"line {number}: {column} is empty")
         if "split" in columns and row["split"].strip().lower() not in SPLITS:
             faults.append(f"line {number}: split must be train, val or test. Received: {row['split']!r}")
-        name = row["path"].strip()
+        name = os.path.normpath(row["path"].strip()) if row["path"].strip() else ""
         if name and seen.setdefault(name, number) != number:
             faults.append(f"line {number}: {name} stands in line {seen[name]} already")
     return faults
@@ -186,12 +195,18 @@ def _class_order(labels: Sequence[str], classes: Sequence[str] | None, source: P
             raise ManifestError(f"{source}: labels {unknown} are not among the classes {list(classes)}")
         return tuple(classes)
     try:
-        order = sorted(found, key=float)
+        order = sorted(sorted(found), key=_number)
     except ValueError:
         order = sorted(found)
     if len(order) < 2:
         raise ManifestError(f"{source}: a classifier needs two classes or more. Received: {order}")
     return tuple(order)
+
+
+def _number(label: str) -> float:
+    if not math.isfinite(number := float(label)):
+        raise ValueError(label)  # "nan" and "inf" are names, and nan has no order
+    return number
 
 
 def _places(labels: Sequence[str], order: tuple[str, ...]) -> np.ndarray:
