@@ -117,7 +117,7 @@ def training_batches(
         epoch, rows = rows_of_step(int(step), count, batch_size, seed)
         mixed = np.random.default_rng([seed, epoch, 1]).integers(0, 2**31 - 1, count, np.int32)[rows]
         seeds = np.stack([mixed, rows.astype(np.int32)], axis=1)  # (B, 2)
-        return fetch(rows, epoch), seeds, labels[rows]
+        return fetch(rows, epoch), seeds, labels[rows].astype(np.int64)
 
     def load(step):
         inputs, seeds, targets = tf.numpy_function(batch, [step], (first.dtype, tf.int32, tf.int64))
