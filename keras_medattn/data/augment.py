@@ -10,6 +10,17 @@ import tensorflow as tf
 
 from keras_medattn.data.pipeline import Augment
 
+_REFUSED = {
+    "AugMix": "draws from a state of its own, so a run could not be repeated",
+    "RandAugment": "draws from a state of its own, so a run could not be repeated",
+    "CutMix": "mixes images and labels of a batch",
+    "MixUp": "mixes images and labels of a batch",
+    "CenterCrop": "changes the size of the image",
+    "RandomCrop": "changes the size of the image",
+    "Resizing": "changes the size of the image",
+    "MaxNumBoundingBoxes": "changes no pixels",
+}
+
 
 class _Fixed(keras.random.SeedGenerator):
     """Answers draws from one seed pair, so that a transformation is a function of it."""
@@ -42,6 +53,8 @@ def layer(settings: dict[str, Any]) -> keras.Layer:
             f"augment: layer must name an image augmentation of keras.layers, such as RandomFlip, "
             f"RandomRotation, RandomBrightness. Received: {name!r}"
         )
+    if name in _REFUSED:
+        raise ValueError(f"augment: {name} {_REFUSED[name]}; leave it out. Received: {name!r}")
     try:
         return kind(**settings)
     except (TypeError, ValueError) as error:
