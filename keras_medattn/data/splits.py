@@ -94,7 +94,7 @@ def check_sides(manifest: Manifest) -> None:
 
 
 def write(manifest: Manifest, path: Path) -> None:
-    """Write the table with its splits; `read` gives it back."""
+    """Write the table with its splits, as a CSV that `manifest.load` reads beside the images."""
     columns = {"path": manifest.names, "label": [manifest.class_names[i] for i in manifest.labels]}
     if manifest.patients is not None:
         columns["patient"] = manifest.patients
