@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -56,7 +57,7 @@ def check(
     """
     report = Report(
         images=len(manifest),
-        classes=_count(manifest.class_names[i] for i in manifest.labels),
+        classes={name: int((manifest.labels == i).sum()) for i, name in enumerate(manifest.class_names)},
         splits=_by_split(manifest),
         patients=None if manifest.patients is None else len(set(manifest.patients)),
     )
@@ -80,6 +81,13 @@ def check(
         report.warnings.append(
             f"{len(rotated)} images carry an EXIF rotation, which is ignored everywhere: {_some(rotated)}"
         )
+    outside = [
+        name
+        for name, path in zip(manifest.names, paths, strict=True)
+        if not Path(os.path.abspath(path)).is_relative_to(os.path.abspath(manifest.root))
+    ]
+    if outside:
+        report.warnings.append(f"{len(outside)} paths lead out of {manifest.root}: {_some(outside)}")
     ratios = {round(header.width / header.height, 2) for header in headers}
     if len(ratios) > 1:
         report.warnings.append(
@@ -118,6 +126,8 @@ def _look(path: Path, window, max_pixels: int) -> tuple[Header | None, str | Non
     try:
         # a missing window is a problem of its own, said once
         pixels = readers.read(path, window or ((0, 65535) if header.bits == 16 else None), max_pixels)
+        if header.bits == 16 and window is None:  # mapped by that window, dark images would all look the same
+            pixels = readers.raw_intensities(path, max_pixels)
     except ImageError as error:
         return header, None, str(error)
     return header, hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest(), None

@@ -90,7 +90,7 @@ class Keeper(keras.callbacks.Callback):
         self.history.append({"epoch": epoch + 1} | row)
         if self.best_epoch == epoch:
             with written_aside(self.folder / "best.keras") as aside:
-                self.whole.save(aside, include_optimizer=False)
+                self.whole.save(aside)
         self._save()
         if self.done:
             self.model.stop_training = True

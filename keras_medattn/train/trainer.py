@@ -43,8 +43,14 @@ def parts(model, frozen_stride: int) -> tuple[keras.Model | None, keras.Model | 
     return stem, rest
 
 
-def part_on_features(model, stem: keras.Model, rest: keras.Model | None, image_size) -> keras.Model:
-    """The model from the frozen layers' maps on; it shares the model's weights."""
+def fitted_part(model, stem: keras.Model | None, rest: keras.Model | None, image_size) -> keras.Model:
+    """What is compiled and fitted: the model from images on, or from a stem's maps on.
+
+    It shares the model's weights; the model itself is never compiled, so that it is saved bare.
+    """
+    if stem is None:
+        images = keras.Input((*image_size, 3), name="images")
+        return keras.Model(images, model.score(model.features(images)))
     maps = keras.Input(stem.compute_output_shape((None, *image_size, 3))[1:], name="maps")
     return keras.Model(maps, model.score(maps if rest is None else rest(maps)))
 
@@ -99,10 +105,12 @@ def fit(
     stem, rest = parts(model, settings.frozen_stride)
     if settings.cached_views and stem is not None:
         views = inputs.cached_features(stem, images, len(manifest), recipe, cache, progress)
-        fitted, change = part_on_features(model, stem, rest, recipe.data.image_size), None
-        drawn, plain = inputs.one_view_an_epoch(views, settings.seed), inputs.one_view_an_epoch(views[:1], 0)
+        fitted, change = fitted_part(model, stem, rest, recipe.data.image_size), None
+        drawn = inputs.one_view_an_epoch(views, settings.seed)
+        plain = inputs.one_view_an_epoch(views[:1], 0)
     else:
-        fitted, change, drawn, plain = model, augment.augmenter(recipe.augment), images, images
+        fitted = fitted_part(model, None, None, recipe.data.image_size)
+        change, drawn, plain = augment.augmenter(recipe.augment), images, images
 
     steps = pipeline.steps_an_epoch(len(train), settings.batch_size)
     fitted.compile(
@@ -112,6 +120,7 @@ def fit(
     )
     fitted.optimizer.build(fitted.trainable_variables)
     keeper = Keeper(model, folder, settings.monitor, settings.patience, settings.seed)
+    keeper.set_model(fitted)
     start = keeper.restore()
     if start >= settings.epochs or keeper.done:
         return

@@ -1,0 +1,138 @@
+"""The exported model: from file to answer as Keras, evidence in the sent pixels, never half a version."""
+
+import io
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from keras_medattn.data import pipeline
+from keras_medattn.explain import heatmaps
+from keras_medattn.export import saved_model
+from keras_medattn.export.saved_model import ExportError
+
+
+@pytest.fixture(scope="module")
+def served(tiny_export):
+    return tf.saved_model.load(str(tiny_export[0]))
+
+
+def test_published_model_equals_keras(tiny_export):
+    folder, differences = tiny_export
+    assert folder.name == "4"  # one above the highest that was there
+    assert set(differences) == {"serving_default", "tensor", "explain"}
+    assert max(differences.values()) <= 1e-5
+    about = json.loads((folder / "assets.extra" / "medattn.json").read_text())
+    assert about["class_names"] == ["none", "spot"]
+    assert about["image_size"] == [64, 80]
+
+
+@pytest.mark.parametrize("batch", [1, 5])
+def test_every_signature_answers_as_keras(served, tiny_run, batch):
+    model, test = tiny_run.model(), tiny_run.manifest.split("test")
+    paths = test.paths[:batch]
+    sized = np.stack([pipeline.read_sized(path, (64, 80)) for path in paths])
+    expected = tf.nn.softmax(model(sized)).numpy()
+    data = tf.constant([path.read_bytes() for path in paths])
+    pixels = np.stack([np.asarray(Image.open(path).convert("RGB")) for path in paths])
+    for name, value in (("serving_default", data), ("explain", data), ("tensor", tf.constant(pixels))):
+        answer = served.signatures[name](value)
+        np.testing.assert_allclose(answer["probabilities"], expected, atol=1e-5)
+        np.testing.assert_array_equal(answer["label"], expected.argmax(axis=-1))
+        names = [("none", "spot")[place].encode() for place in expected.argmax(axis=-1)]
+        assert answer["class_name"].numpy().tolist() == names
+        assert all(value.shape[0] == batch for value in answer.values())
+
+
+def test_evidence_is_in_pixels_of_the_sent_image(served, tiny_run):
+    """The same picture at twice the width and three times the height: boxes grow with it."""
+    model, path = tiny_run.model(), tiny_run.manifest.split("test").paths[1]
+    small = Image.open(path).convert("RGB").resize((80, 64), Image.Resampling.BILINEAR)
+    large = small.resize((160, 192), Image.Resampling.NEAREST)
+    boxes = []
+    for image in (small, large):
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG")
+        answer = served.signatures["explain"](tf.constant([buffer.getvalue()]))
+        boxes.append(answer["boxes"].numpy()[0])
+    named = model.explain(np.asarray(small)[None])
+    np.testing.assert_allclose(boxes[0], named["boxes"][0], atol=1e-3)
+    heat = heatmaps.attention(heatmaps.contributions(model, np.asarray(small)[None])["contributions"])
+    answer = served.signatures["explain"](tf.constant([_png(small)]))
+    np.testing.assert_allclose(answer["attention"], heat, atol=1e-4)
+    assert boxes[1][:, [0, 2]].max() > 80
+    top = boxes[1][0] / np.array([2, 3, 2, 3])
+    assert any(np.allclose(top, box, atol=0.5) for box in boxes[0])
+
+
+def test_answers_in_a_fresh_process(tiny_export, tiny_run):
+    """TensorFlow alone, without this package, gives the same numbers: nothing of ours is needed to serve."""
+    path = tiny_run.manifest.split("test").paths[0]
+    code = (
+        "import sys, tensorflow as tf\n"
+        "model = tf.saved_model.load(sys.argv[1])\n"
+        "answer = model.signatures['serving_default'](tf.constant([open(sys.argv[2], 'rb').read()]))\n"
+        "assert not any(name.startswith('keras_medattn') for name in sys.modules)\n"
+        "print(*answer['probabilities'].numpy()[0])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, tiny_export[0], path], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    expected = tf.nn.softmax(tiny_run.model()(pipeline.read_sized(path, (64, 80))[None])).numpy()[0]
+    np.testing.assert_allclose([float(value) for value in done.stdout.split()], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"", "not a JPEG, PNG or BMP"),
+        (b"GIF89a" + bytes(30), "not a JPEG, PNG or BMP"),
+        (b"\xff\xd8\xff" + bytes(100), "Invalid JPEG"),
+        (b"BM" + bytes(10), "out of bounds|substr|pos"),
+    ],
+)
+def test_bytes_that_are_no_image_are_an_invalid_argument(served, data, words):
+    with pytest.raises(tf.errors.InvalidArgumentError, match=words):
+        served.signatures["serving_default"](tf.constant([data]))
+
+
+def test_sixteen_bits_need_a_window(served):
+    deep = Image.fromarray(np.arange(64 * 80, dtype=np.uint16).reshape(64, 80))
+    with pytest.raises(tf.errors.InvalidArgumentError, match="needs an intensity window"):
+        served.signatures["serving_default"](tf.constant([_png(deep)]))
+
+
+def test_failed_export_leaves_nothing(tmp_path, tiny_run, monkeypatch):
+    samples = tiny_run.manifest.split("test").take([0])
+    model, names = tiny_run.model(), tiny_run.manifest.class_names
+    monkeypatch.setattr(saved_model, "TOLERANCE", -1.0)
+    with pytest.raises(ExportError, match="it was not published"):
+        saved_model.export(model, tiny_run.recipe, names, tmp_path / "m", samples)
+    assert not list((tmp_path / "m").iterdir())
+    with pytest.raises(ExportError, match="needs a name"):
+        saved_model.export(model, tiny_run.recipe, names, tmp_path / "12", samples)
+
+
+def test_warmup_requests_hold_no_patient(tiny_export):
+    from tensorflow_serving.apis import prediction_log_pb2
+
+    path = tiny_export[0] / "assets.extra" / "tf_serving_warmup_requests"
+    logs = [
+        prediction_log_pb2.PredictionLog.FromString(one.numpy()) for one in tf.data.TFRecordDataset(str(path))
+    ]
+    names = [log.predict_log.request.model_spec.signature_name for log in logs]
+    assert names == ["serving_default", "explain"]
+    for log in logs:
+        [data] = log.predict_log.request.inputs["image_bytes"].string_val
+        assert np.ptp(tf.io.decode_jpeg(data).numpy()) == 0
+
+
+def _png(image):
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()

@@ -1,0 +1,203 @@
+"""Training: what moves, at which rate, what a killed run needs, and what a run folder holds."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import keras
+import numpy as np
+import pytest
+from conftest import TINY
+
+from keras_medattn.data import manifest as manifests
+from keras_medattn.data.manifest import ManifestError
+from keras_medattn.train import experiment, recipe, trainer
+from keras_medattn.train.experiment import RunError
+from keras_medattn.train.recipe import RecipeError
+
+
+def settings(**train):
+    return recipe.from_dict(TINY | {"train": TINY["train"] | train})
+
+
+def quiet(line):
+    pass
+
+
+def test_backbone_moves_at_half_the_rate():
+    """Adam's first step is the learning rate times the gradient's sign, so steps show the rates."""
+    tiny = settings(learning_rate=1e-3, weight_decay=0.0, epochs=1000)
+    model = trainer.build(tiny, 2)
+    optimizer = trainer.optimizer(tiny, model, steps=1000)
+    before = [variable.numpy() for variable in model.trainable_variables]
+    gradients = [keras.ops.ones(variable.shape) for variable in model.trainable_variables]
+    optimizer.apply(gradients, model.trainable_variables)
+    backbone = {id(variable) for variable in model.backbone.trainable_variables}
+    assert 0 < len(backbone) < len(before)
+    for variable, old in zip(model.trainable_variables, before, strict=True):
+        rate = 5e-4 if id(variable) in backbone else 1e-3
+        np.testing.assert_allclose(old - variable.numpy(), rate, rtol=2e-3, err_msg=variable.path)
+
+
+@pytest.mark.parametrize(("stride", "frozen", "moving"), [(8, "all", "none"), (4, "some", "some")])
+def test_frozen_layers_keep_their_weights(tmp_path, tiny_set, stride, frozen, moving):
+    [part] = experiment.train(
+        settings(epochs=1, frozen_stride=stride), tiny_set, tmp_path / "run", write=quiet
+    )
+    fresh, trained = trainer.build(part.recipe, 2), part.model()
+    stem, _ = trainer.parts(fresh, stride)
+    still = len(stem.get_weights())
+    pairs = list(zip(fresh.backbone.get_weights(), trained.backbone.get_weights(), strict=True))
+    same = [np.array_equal(*pair) for pair in pairs]
+    assert all(same[:still])
+    assert (False in same) == (moving == "some")  # batch norm is frozen: kernels alone move
+    assert not np.array_equal(fresh.head.get_weights()[0], trained.head.get_weights()[0])
+
+
+def test_cached_features_train_the_same_model(tmp_path, tiny_set):
+    """Without augmentation a cache is a short cut, nothing else."""
+    plain = recipe.from_dict(
+        TINY
+        | {
+            "train": TINY["train"] | {"frozen_stride": 4, "epochs": 2},
+            "augment": [],
+            "model": TINY["model"] | {"dropout": 0.0},
+        }
+    )
+    cached = recipe.from_dict(plain.to_dict() | {"train": plain.to_dict()["train"] | {"cached_views": 1}})
+    models = [
+        experiment.train(one, tiny_set, tmp_path / name, write=quiet)[0].model()
+        for name, one in (("plain", plain), ("cached", cached))
+    ]
+    for one, other in zip(*(model.get_weights() for model in models), strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-4)
+
+
+def test_training_learns_the_spot(tiny_run):
+    rows = (tiny_run.folder / "history.csv").read_text().splitlines()
+    losses = [float(row.split(",")[1]) for row in rows[1:]]
+    assert rows[0] == "epoch,loss,val_loss,val_auroc"
+    assert losses[-1] < losses[0]
+
+
+def test_killed_run_goes_on_to_the_same_weights(tmp_path, tiny_set):
+    """A second process, SIGKILL in the middle, --resume: weights bit-equal to an uninterrupted run's."""
+    path = tmp_path / "recipe.json"
+    values = settings(epochs=4, patience=10).to_dict()
+    lines = [
+        "from keras_medattn.train import experiment, recipe",
+        "import sys, json",
+        "tiny = recipe.from_dict(json.load(open(sys.argv[1])))",
+        "experiment.train(tiny, sys.argv[2], sys.argv[3], resume=sys.argv[4] == 'resume')",
+    ]
+    path.write_text(json.dumps(values))
+
+    def start(out, resume="new"):
+        command = [sys.executable, "-c", "\n".join(lines), path, tiny_set, tmp_path / out, resume]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    whole = start("whole")
+    killed = start("killed")
+    history = tmp_path / "killed" / "checkpoint" / "history.json"
+    deadline = time.monotonic() + 240
+    while not (history.is_file() and len(json.loads(history.read_text())) >= 2):
+        assert killed.poll() is None, killed.communicate()[1]
+        assert time.monotonic() < deadline, "no second epoch in four minutes"
+        time.sleep(0.02)
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.communicate()
+    again = start("killed", "resume")
+    for process in (whole, again):
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+    states = [np.load(tmp_path / out / "checkpoint" / "state.npz") for out in ("whole", "killed")]
+    assert int(states[0]["epochs"]) == int(states[1]["epochs"]) == 4
+    for name in states[0].files:
+        np.testing.assert_array_equal(states[0][name], states[1][name], err_msg=name)
+    histories = [(tmp_path / out / "history.csv").read_text() for out in ("whole", "killed")]
+    assert histories[0] == histories[1]
+
+
+def test_run_is_never_overwritten_and_resumes_only_itself(tmp_path, tiny_set, tiny_run):
+    out = tiny_run.folder
+    before = (out / "best.keras").read_bytes()
+    with pytest.raises(RunError, match="a run is never overwritten"):
+        experiment.train(tiny_run.recipe, tiny_set, out, write=quiet)
+    with pytest.raises(RecipeError, match="cannot resume with another recipe"):
+        experiment.train(settings(epochs=9), tiny_set, out, resume=True, write=quiet)
+    with pytest.raises(RunError, match="no run to resume"):
+        experiment.train(settings(), tiny_set, tmp_path / "none", resume=True, write=quiet)
+    experiment.train(tiny_run.recipe, tiny_set, out, resume=True, write=quiet)  # finished: nothing to do
+    assert (out / "best.keras").read_bytes() == before
+
+
+def test_run_folder_tells_what_made_it(tiny_run):
+    about = json.loads((tiny_run.folder / "run.json").read_text())
+    assert recipe.from_dict(about["recipe"]).train == tiny_run.recipe.train
+    assert about["seeds"] == [0]
+    assert about["versions"]["keras"] == keras.__version__
+    table = manifests.load(tiny_run.folder / "split.csv")
+    assert [table.splits.count(side) for side in ("train", "val", "test")] == [16, 6, 8]
+
+
+def test_all_unreadable_files_are_named_before_anything_is_made(tmp_path, tiny_set):
+    rows = tiny_set.read_text().splitlines()
+    (tmp_path / "empty.png").write_bytes(b"")
+    (tmp_path / "text.png").write_text("no image")
+    rows += ["empty.png,none,q1,train", "text.png,spot,q2,train", "gone.png,spot,q3,train"]
+    for name in (row.split(",")[0] for row in rows[1:31]):
+        (tmp_path / name).write_bytes((tiny_set.parent / name).read_bytes())
+    table = tmp_path / "set.csv"
+    table.write_text("\n".join(rows))
+    with pytest.raises(ManifestError, match="3 of 33 images") as caught:
+        experiment.train(settings(), table, tmp_path / "run", write=quiet)
+    for name in ("empty.png", "text.png", "gone.png"):
+        assert name in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_loss_that_is_not_finite_stops_and_keeps_the_best(tmp_path, tiny_set):
+    with pytest.raises(FloatingPointError, match=r"training loss is nan .* Lower train\.learning_rate"):
+        experiment.train(settings(learning_rate=1e30, epochs=8), tiny_set, tmp_path / "run", write=quiet)
+
+
+def test_folds_and_seeds_make_a_model_each(tmp_path, tiny_set):
+    quick = settings(epochs=1, frozen_stride=8, cached_views=1)
+    unsplit = tmp_path / "set.csv"
+    lines = [line.rpartition(",")[0] for line in tiny_set.read_text().splitlines()]
+    unsplit.write_text("\n".join(lines))
+    for line in lines[1:]:
+        name = line.split(",")[0]
+        (tmp_path / name).write_bytes((tiny_set.parent / name).read_bytes())
+    parts = experiment.train(quick, unsplit, tmp_path / "run", folds=2, seeds=(0, 1), write=quiet)
+    assert [part.folder.name for part in parts] == [
+        "seed0-fold1",
+        "seed0-fold2",
+        "seed1-fold1",
+        "seed1-fold2",
+    ]
+    for first, second in (parts[:2], parts[2:]):
+        held = [set(part.manifest.split("test").names) for part in (first, second)]
+        assert not held[0] & held[1]
+        assert len(held[0] | held[1]) == 30
+        for part in (first, second):
+            sides = {side: set(part.manifest.split(side).patients) for side in ("train", "val", "test")}
+            assert (
+                not sides["train"] & sides["test"]
+                | sides["train"] & sides["val"]
+                | sides["val"] & sides["test"]
+            )
+    assert set(parts[0].manifest.split("test").names) != set(parts[2].manifest.split("test").names)
+    assert len(list((tmp_path / "run" / "cache").glob("*.npy"))) == 2  # one a seed: random weights differ
+    again = experiment.load(tmp_path / "run")
+    assert [part.manifest.splits for part in again] == [part.manifest.splits for part in parts]
+
+
+def test_doubtful_table_is_refused(tmp_path, tiny_set):
+    both = tmp_path / "set.csv"
+    both.write_text(tiny_set.read_text().replace("01.png,spot,p0,train", "01.png,spot,p0,test"))
+    with pytest.raises(ManifestError, match=r"1 patients stand in more than one split.*p0"):
+        experiment.train(settings(), both, tmp_path / "run", write=quiet)
