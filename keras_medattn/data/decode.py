@@ -109,11 +109,13 @@ def _png(data: tf.Tensor, window: Window | None, max_pixels: int) -> tf.Tensor:
 def _bmp(data: tf.Tensor, max_pixels: int) -> tf.Tensor:
     width, height = _number(data, 18), tf.abs(_number(data, 22))
     depth = _number(data, 28, tf.uint16)
+    end = _number(data, 10) + (width * depth + 31) // 32 * 4 * height  # rows are whole words
     plain = (_number(data, 14) >= 40) & tf.equal(_number(data, 30), 0)
     plain = tf.debugging.Assert(plain, ["BMP images that are compressed, or of OS/2, are not supported"])
 
     def pixels():
-        return tf.io.decode_bmp(data, channels=0)
+        whole = tf.strings.substr(data, tf.zeros_like(end), end)  # without bytes that programs append
+        return tf.io.decode_bmp(whole, channels=0)
 
     def palette():  # TensorFlow answers the indices
         start, used = 14 + _number(data, 14), _number(data, 46)
