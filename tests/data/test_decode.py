@@ -113,6 +113,13 @@ def test_bmp_from_the_top_down(bmp, tmp_path):
         np.testing.assert_array_equal(readers.read(tmp_path / "file"), pixels)
 
 
+def test_bytes_after_a_bmp_do_not_matter(files, tmp_path):
+    for mode in ("RGB", "RGBA", "P"):
+        data = files[f"bmp {mode}"]
+        (tmp_path / "file").write_bytes(data + b"\0\0")
+        np.testing.assert_array_equal(readers.read(tmp_path / "file"), _expected(data), err_msg=mode)
+
+
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 @pytest.mark.parametrize("window", [(0, 65535), (1234.5, 40321.0), (30000, 30007)])
 def test_deep_png_follows_the_window(channels, window, tmp_path):

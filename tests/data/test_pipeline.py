@@ -1,0 +1,157 @@
+"""Batches are functions of (seed, epoch, row), and hold the pixels that the reader reads."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from keras_medattn.data import augment, pipeline
+from keras_medattn.data.headers import ImageError
+from keras_medattn.data.manifest import Manifest
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (11, 16, 16, 3), np.uint8)
+LABELS = np.arange(11, dtype=np.int32)  # the row itself, so that a batch tells which rows it holds
+CHANGES = [
+    {"layer": "RandomFlip", "mode": "horizontal_and_vertical"},
+    {"layer": "RandomRotation", "factor": 0.2},
+    {"layer": "RandomBrightness", "factor": 0.3},
+]
+
+
+def memory(rows, epoch):
+    return IMAGES[rows]
+
+
+def epochs_of(batch_size, epochs, seed=4, change=None):
+    """A list of epochs of `{row: its pixels}`, and the rows in order."""
+    data = pipeline.training_batches(memory, LABELS, batch_size, seed, epochs, change)
+    steps = pipeline.steps_an_epoch(len(LABELS), batch_size)
+    batches = [(inputs.numpy(), labels.numpy()) for inputs, labels in data]
+    assert len(batches) == steps * len(epochs)
+    pixels, orders = [], []
+    for start in range(0, len(batches), steps):
+        mine = batches[start : start + steps]
+        sizes = [len(labels) for _, labels in mine]
+        assert max(sizes) - min(sizes) <= 1
+        assert max(sizes) <= batch_size
+        orders.append(np.concatenate([labels for _, labels in mine]))
+        pixels.append({int(i): x for inputs, labels in mine for x, i in zip(inputs, labels, strict=True)})
+    return pixels, orders
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 4, 10, 11, 64])
+def test_every_epoch_sees_every_row_once(batch_size):
+    pixels, orders = epochs_of(batch_size, range(3))
+    for mine, order in zip(pixels, orders, strict=True):
+        assert sorted(order) == list(range(11))
+        for row, seen in mine.items():
+            np.testing.assert_array_equal(seen, IMAGES[row])
+    assert not np.array_equal(orders[0], orders[1])
+    assert not np.array_equal(orders[0], epochs_of(batch_size, range(1), seed=5)[1][0])
+
+
+def test_a_resumed_run_goes_on_bit_equal():
+    change = augment.augmenter(CHANGES)
+    full, full_order = epochs_of(4, range(4), change=change)
+    rest, rest_order = epochs_of(4, range(2, 4), change=augment.augmenter(CHANGES))
+    np.testing.assert_array_equal(full_order[2:], rest_order)
+    for a, b in zip(full[2:], rest, strict=True):
+        for row in a:
+            np.testing.assert_array_equal(a[row], b[row])
+
+
+def test_the_augmentation_of_a_row_is_fixed_by_seed_and_epoch_whatever_the_batch():
+    change = augment.augmenter(CHANGES)
+    one, other = epochs_of(4, range(2), change=change)[0], epochs_of(7, range(2), change=change)[0]
+    for a, b in zip(one, other, strict=True):
+        for row in a:
+            np.testing.assert_array_equal(a[row], b[row])
+    reseeded = epochs_of(4, range(2), seed=5, change=change)[0]
+    for row in range(11):
+        assert not np.array_equal(one[0][row], one[1][row])  # another epoch
+        assert not np.array_equal(one[0][row], reseeded[0][row])
+
+
+def test_rows_of_step_is_what_the_batches_hold():
+    data = pipeline.training_batches(memory, LABELS, 4, 9, range(1, 3))
+    for step, (_, labels) in enumerate(data, start=3):
+        epoch, rows = pipeline.rows_of_step(step, 11, 4, 9)
+        assert epoch == step // 3
+        np.testing.assert_array_equal(labels, rows)
+
+
+def test_fetch_is_told_the_epoch():
+    data = pipeline.training_batches(
+        lambda rows, epoch: np.full((len(rows), 1), epoch, np.float32), LABELS, 4, 0, range(2, 5)
+    )
+    assert [int(inputs[0, 0]) for inputs, _ in data] == [2, 2, 2, 3, 3, 3, 4, 4, 4]
+    assert data.element_spec[0].shape.as_list() == [None, 1]
+    assert data.element_spec[1].dtype == tf.int64
+
+
+def test_batches_for_prediction_keep_the_order():
+    got = [x.numpy() for x in pipeline.batches(memory, 11, 4)]
+    assert [len(x) for x in got] == [4, 4, 3]
+    np.testing.assert_array_equal(np.concatenate(got), IMAGES)
+
+
+@pytest.fixture
+def files(tmp_path, picture):
+    """Files of several kinds and sizes."""
+    names = ["a.png", "b.jpg", "c.bmp", "d.tif", "e.png"]
+    for place, name in enumerate(names):
+        picture.resize((40 + 9 * place, 50 - 6 * place)).convert("L" if place == 4 else "RGB").save(
+            tmp_path / name
+        )
+    return Manifest(tmp_path, tuple(names), np.array([0, 1, 0, 1, 0]), ("x", "y"))
+
+
+def test_streamed_equals_in_memory(files):
+    size = (24, 36)
+    images = pipeline.read_all(files, size)
+    assert images.shape == (5, 24, 36, 3)
+    assert images.dtype == np.uint8
+    fetch = pipeline.streamed(files, size)
+    np.testing.assert_array_equal(fetch(np.array([3, 0, 4]), 0), images[[3, 0, 4]])
+    for path, image in zip(files.paths, images, strict=True):
+        np.testing.assert_array_equal(pipeline.read_sized(path, size), image)
+        with Image.open(path) as picture:
+            wanted = np.asarray(picture.convert("RGB").resize((36, 24), Image.Resampling.BILINEAR))
+        assert np.abs(image.astype(int) - wanted).max() <= 1
+    held = pipeline.training_batches(lambda rows, _: images[rows], files.labels, 2, 0, range(2))
+    read = pipeline.training_batches(fetch, files.labels, 2, 0, range(2))
+    for (a, i), (b, j) in zip(held, read, strict=True):
+        np.testing.assert_array_equal(a, b)
+        np.testing.assert_array_equal(i, j)
+
+
+def test_max_pixels_and_window_reach_the_reader(files, tmp_path):
+    with pytest.raises(ImageError, match="allowed are 1 to 100"):
+        pipeline.read_all(files, (8, 8), max_pixels=100)
+    deep = np.full((8, 8, 1), 600, np.uint16)
+    (tmp_path / "a.png").write_bytes(tf.io.encode_png(deep).numpy())
+    window = (500, 700)
+    assert (pipeline.read_all(files.take([0]), (4, 4), window) == 128).all()
+    assert (pipeline.streamed(files, (4, 4), window)(np.array([0]), 0) == 128).all()
+
+
+def test_all_unreadable_files_are_named(files, tmp_path):
+    (tmp_path / "b.jpg").write_bytes(b"")
+    (tmp_path / "d.tif").write_bytes(b"text")
+    with pytest.raises(ImageError, match="2 of 5 images cannot be read") as caught:
+        pipeline.read_all(files, (8, 8))
+    assert "b.jpg: the file is empty" in str(caught.value)
+    assert "d.tif: not an image" in str(caught.value)
+
+
+def test_an_unreadable_file_is_named_while_streaming(files, tmp_path):
+    fetch = pipeline.streamed(files, (8, 8))
+    (tmp_path / "c.bmp").write_bytes(b"")
+    data = pipeline.training_batches(fetch, files.labels, 2, 0, range(1))
+    with pytest.raises(tf.errors.OpError, match=r"c\.bmp: the file is empty"):
+        list(data)
+
+
+def test_a_sized_picture_is_not_resized(picture):
+    pixels = np.asarray(picture)
+    np.testing.assert_array_equal(pipeline.size_pixels(pixels, (47, 61)), pixels)
