@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-EPOCHS = 12
+EPOCHS = 20
 _BASE: dict[str, Any] = {
     "data": {"image_size": [512, 512], "classes": ["no lesions", "lesions"]},
     "train": {
@@ -19,11 +19,11 @@ _BASE: dict[str, Any] = {
         "patience": EPOCHS,
     },
 }
-_BACKBONE = {"system": "MIMS", "backbone": "efficientnet_lite0", "stride": 8}
+_BACKBONE = {"system": "MIMS", "stride": 8, "layer": "block4_add"}
 MODELS: dict[str, dict[str, Any]] = {
     "average-pooling": _BACKBONE | {"kernels": [], "aggregation": "mean"},
     "max-pooling": _BACKBONE | {"kernels": [], "aggregation": "max"},
-    "mims": _BACKBONE | {"kernels": [[1, 16], [2, 16]], "scales": [0.75, 1.0], "k": 5},
+    "mims": _BACKBONE | {"kernels": [[3, 16]], "scales": [0.75, 1.0], "k": 5},
 }
 
 

@@ -26,13 +26,11 @@ class Lesions:
         count: fewest and most in a view.
         radius: smallest and largest, in pixels.
         contrast: smallest and largest share of the green light that they take away.
-        streaks: most of the short, vessel-like streaks of the same colour, drawn into both classes.
     """
 
-    count: tuple[int, int] = (3, 6)
-    radius: tuple[float, float] = (3.0, 4.0)
+    count: tuple[int, int] = (4, 8)
+    radius: tuple[float, float] = (3.0, 4.5)
     contrast: tuple[float, float] = (0.2, 0.4)
-    streaks: int = 40
 
 
 def make(
@@ -110,11 +108,9 @@ def view(
     while (pixels.max(axis=-1) > 40).mean() < 0.7:  # too much of the black around the eye
         pixels = _crop(region, size, rng)
     count = int(rng.integers(lesions.count[0], lesions.count[1] + 1)) if ill else 0
-    spots = _cover(pixels, count, lesions.radius, 1.0, rng)
-    streaks = _cover(pixels, int(rng.integers(0, lesions.streaks + 1)), (1.2, 1.8), 6.0, rng)
+    cover = _cover(pixels, count, lesions.radius, rng)
     taken = rng.uniform(*lesions.contrast) * np.array([0.4, 1.0, 0.9])  # of red, green, blue: dark red stays
-    pixels = pixels * (1 - np.maximum(spots, streaks)[..., None] * taken)
-    return _light(pixels, rng), spots > 0.5
+    return _light(pixels * (1 - cover[..., None] * taken), rng), cover > 0.5
 
 
 def _crop(region: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
@@ -136,22 +132,20 @@ def _crop(region: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray
     return np.stack(channels, axis=-1)
 
 
-def _cover(pixels: np.ndarray, count: int, radius: tuple[float, float], long: float, rng) -> np.ndarray:
-    """How much of each pixel drawn marks cover, 0 to 1: soft ovals in the eye, `long` times as long as wide."""
+def _cover(pixels: np.ndarray, count: int, radius: tuple[float, float], rng) -> np.ndarray:
+    """How much of each pixel lesions cover, 0 to 1: blurred, slightly oval spots inside the eye."""
     from scipy.special import expit
 
     size = pixels.shape[0]
     cover = np.zeros((size, size), np.float32)
     inside = np.argwhere(pixels.max(axis=-1)[16:-16, 16:-16] > 60) + 16
     for row, column in inside[rng.integers(len(inside), size=count)]:
-        width, angle = rng.uniform(*radius), rng.uniform(0, np.pi)
-        stretch = long * rng.uniform(0.8, 1.25)
-        reach = int(3 * width * max(1.0, stretch))
+        extent, oval = rng.uniform(*radius), rng.uniform(0.8, 1.25)
+        reach = int(3 * extent)
         window = tuple(slice(max(0, at - reach), min(size, at + reach)) for at in (row, column))
         y, x = np.mgrid[window]
-        along = (y - row) * np.sin(angle) + (x - column) * np.cos(angle)
-        across = (y - row) * np.cos(angle) - (x - column) * np.sin(angle)
-        spot = expit((width - np.hypot(along / stretch, across)) / (0.18 * width))  # a soft edge
+        distance = np.hypot((y - row) * oval, (x - column) / oval)
+        spot = expit((extent - distance) / (0.18 * extent))  # a soft edge
         cover[window] = np.maximum(cover[window], spot)
     return cover
 

@@ -27,8 +27,9 @@ class MIMS(keras.Model):
     ```
 
     Li et al., "Multi-Instance Multi-Scale CNN for Medical Image Classification", MICCAI 2019, section 2.
-    With `kernels=()` the primary maps are pooled as they are (the paper's MI-Pre); with
-    `aggregation="mean"` besides, it is the plain global-average-pooling classifier.
+    With `kernels=()` the primary maps are pooled as they are (the paper's MI-Pre) and standardised in front
+    of the head, as a linear probe's features are; with `aggregation="mean"` besides, it is the plain
+    global-average-pooling classifier.
 
     Args:
         num_classes: scores to answer.
@@ -41,6 +42,7 @@ class MIMS(keras.Model):
         aggregation: `"top_k"`; `"max"`: the highest activation; `"mean"`: of all of them.
         dropout: share of the pooled features dropped in training.
         freeze_batch_norm: keep the statistics and scales of a named backbone's batch norm.
+        layer: of a named backbone, where to cut it, in place of the stride's layer.
 
     Input shape:
         `(B, H, W, 3)`, RGB in 0..255, uint8 or float; preprocessing is inside.
@@ -69,6 +71,7 @@ class MIMS(keras.Model):
         aggregation: str = "top_k",
         dropout: float = 0.0,
         freeze_batch_norm: bool = True,
+        layer: str | None = None,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
@@ -77,7 +80,7 @@ class MIMS(keras.Model):
         if num_classes < 2:
             raise ValueError(f"`num_classes` must be 2 or more. Received: {num_classes}")
         if isinstance(backbone, str):
-            backbone = backbones.backbone(backbone, stride, weights, freeze_batch_norm)
+            backbone = backbones.backbone(backbone, stride, weights, freeze_batch_norm, layer)
         self.backbone = backbone
         self.num_classes, self.stride, self.k = num_classes, stride, k
         self.kernels = tuple((int(size), int(channels)) for size, channels in kernels)
@@ -87,6 +90,11 @@ class MIMS(keras.Model):
         self.ms_conv = MSConv(self.kernels, self.scales, name="ms_conv") if self.kernels else None
         ranks = {"top_k": k, "max": 1, "mean": None}[aggregation]
         self.pool = None if ranks is None else TopKPool(ranks, name="pool")
+        self.standardise = None
+        if not self.kernels:
+            self.standardise = keras.layers.BatchNormalization(
+                center=False, scale=False, momentum=0.9, name="standardise"
+            )
         self.dropout = keras.layers.Dropout(dropout, name="dropout")
         self.head = keras.layers.Dense(num_classes, dtype="float32", name="head")
 
@@ -103,6 +111,8 @@ class MIMS(keras.Model):
             channels = sum(count for _, count in self.kernels)
         if self.pool is not None:
             self.pool.build((None, None, channels))
+        if self.standardise is not None:
+            self.standardise.build((None, channels))
         self.head.build((None, channels))
         self.built = True
 
@@ -142,6 +152,8 @@ class MIMS(keras.Model):
     def _evidence(self, chosen: dict[str, Any], scores: Any, maps: Any, images: Any) -> tuple[Any, Any]:
         """Boxes `(B, N k, 4)` of the pooled activations and what each adds to the predicted class's score."""
         head: Any = ops.take(ops.transpose(self.head.kernel), ops.argmax(scores, axis=-1), axis=0)  # (B, N)
+        if self.standardise is not None:
+            head = head / ops.sqrt(self.standardise.moving_variance + self.standardise.epsilon)
         shares: Any = ops.cast(chosen["weights"] * chosen["values"], "float32") * head[..., None]  # (B, N, k)
         count = shares.shape[1] * shares.shape[2]
         shares = ops.reshape(shares, (-1, count))  # (B, N k)
@@ -173,7 +185,8 @@ class MIMS(keras.Model):
             pooled = ops.concatenate([ops.mean(bag, axis=1) for bag in bags], axis=-1)
         else:
             pooled, chosen = self.pool(bags, return_attention_scores=True)
-        return self.head(self.dropout(pooled, training=training)), pooled, chosen
+        features = pooled if self.standardise is None else self.standardise(pooled, training=training)
+        return self.head(self.dropout(features, training=training)), pooled, chosen
 
     def get_config(self):
         config = super().get_config()

@@ -90,8 +90,13 @@ def train(
     manifest = manifests.load(data, recipe.data.classes or None)
     made = list(_plan(recipe, manifest, out, folds, seeds))
     _check_headers(recipe, manifest)
-    _claim(out, _about(recipe, manifest, data, folds, seeds), resume)
+    about = _about(recipe, manifest, data, folds, seeds)
+    _check_folder(out, about, resume)
+    trainer.build(recipe, len(manifest.class_names))  # what is wrong with the model shows here
     images = inputs.images(recipe, manifest, progress)
+    if not resume:  # nothing has failed: now the folder is made
+        out.mkdir(parents=True)
+        write_json(about, out / "run.json")
     for part in made:
         part.folder.mkdir(exist_ok=True)
         splits.write(part.manifest, part.folder / "split.csv")
@@ -168,14 +173,12 @@ def _check_headers(recipe: Recipe, manifest: Manifest) -> None:
         )
 
 
-def _claim(out: Path, about: dict, resume: bool) -> None:
+def _check_folder(out: Path, about: dict, resume: bool) -> None:
     if not resume:
         if out.exists():
             raise RunError(
                 f"{out} exists, and a run is never overwritten. Choose another --out, or --resume it"
             )
-        out.mkdir(parents=True)
-        write_json(about, out / "run.json")
         return
     if not (out / "run.json").is_file():
         raise RunError(f"{out}: there is no run to resume (no run.json)")
