@@ -43,6 +43,8 @@ class MIMS(keras.Model):
         dropout: share of the pooled features dropped in training.
         freeze_batch_norm: keep the statistics and scales of a named backbone's batch norm.
         layer: of a named backbone, where to cut it, in place of the stride's layer.
+        bottleneck: channels of a 1 x 1 convolution with ReLU over the standardised maps, in front of all the
+            rest; not in the paper, it helps on frozen backbones. 0: none.
 
     Input shape:
         `(B, H, W, 3)`, RGB in 0..255, uint8 or float; preprocessing is inside.
@@ -72,6 +74,7 @@ class MIMS(keras.Model):
         dropout: float = 0.0,
         freeze_batch_norm: bool = True,
         layer: str | None = None,
+        bottleneck: int = 0,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
@@ -90,6 +93,8 @@ class MIMS(keras.Model):
         self.ms_conv = MSConv(self.kernels, self.scales, name="ms_conv") if self.kernels else None
         ranks = {"top_k": k, "max": 1, "mean": None}[aggregation]
         self.pool = None if ranks is None else TopKPool(ranks, name="pool")
+        self.bottleneck_channels = bottleneck
+        self.bottleneck = _bottleneck(bottleneck) if bottleneck else None
         self.standardise = None
         if not self.kernels:
             self.standardise = keras.layers.BatchNormalization(
@@ -104,6 +109,9 @@ class MIMS(keras.Model):
 
     def build_head(self, maps_shape):
         """Build all that follows the backbone, for maps `(B, h, w, C)`."""
+        if self.bottleneck is not None:
+            self.bottleneck.build(maps_shape)
+            maps_shape = (*maps_shape[:-1], self.bottleneck_channels)
         channels = maps_shape[-1]
         self.flatten = keras.layers.Reshape((-1, channels), name="flatten")  # (B, h w, C)
         if self.ms_conv is not None:
@@ -163,13 +171,15 @@ class MIMS(keras.Model):
         return by_weight, ops.take_along_axis(shares, order, axis=1)
 
     def _bags(self, maps, training):
+        if self.bottleneck is not None:
+            maps = self.bottleneck(maps, training=training)
         if self.ms_conv is not None:
             return self.ms_conv(maps, training=training)
         return [self.flatten(maps)]
 
     def _boxes(self, indices: Any, maps: Any, images: Any) -> Any:
         """Boxes `(B, N, k, 4)` under the kernel windows at these positions, in pixels of the images."""
-        groups, scales = (self.kernels, self.scales) if self.kernels else (((1, maps.shape[-1]),), (1.0,))
+        groups, scales = (self.kernels, self.scales) if self.kernels else (((1, indices.shape[1]),), (1.0,))
         maps_shape: Any = ops.shape(maps)
         image_shape: Any = ops.shape(images)
         boxes, first = [], 0
@@ -201,6 +211,7 @@ class MIMS(keras.Model):
             aggregation=self.aggregation,
             dropout=self.dropout_rate,
             freeze_batch_norm=self.freeze_batch_norm,
+            bottleneck=self.bottleneck_channels,
         )
         return config
 
@@ -209,3 +220,11 @@ class MIMS(keras.Model):
         config = dict(config)
         config["backbone"] = keras.saving.deserialize_keras_object(config["backbone"], custom_objects)
         return cls(**config)
+
+
+def _bottleneck(channels: int) -> keras.Model:
+    layers = [
+        keras.layers.BatchNormalization(center=False, scale=False, momentum=0.9),
+        keras.layers.Conv2D(channels, 1, activation="relu"),
+    ]
+    return keras.Sequential(layers, name="bottleneck")

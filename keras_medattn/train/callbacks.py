@@ -39,7 +39,7 @@ class Keeper(keras.callbacks.Callback):
     Args:
         whole: the model to save as the best one; the fitted model may be a part of it.
         folder: of the run.
-        monitor: the figure to watch: `val_auroc`, or `val_loss`.
+        monitor: the figure to watch: `val_auroc`, `val_loss`, or `epoch`: the last is the best.
         patience: epochs without a better one.
         seed: fixes dropout, with the epoch.
     """
@@ -53,6 +53,8 @@ class Keeper(keras.callbacks.Callback):
     @property
     def best_epoch(self) -> int:
         """The epoch of the best figure so far, of equal ones that of the lowest loss; nan is the worst."""
+        if self.monitor == "epoch":
+            return len(self.history) - 1
         loss = np.array([row["val_loss"] for row in self.history])
         watched = (
             loss if self.monitor == "val_loss" else -np.array([row[self.monitor] for row in self.history])

@@ -55,7 +55,8 @@ class Train:
         label_smoothing: of the cross entropy.
         class_weights: weigh classes by the inverse of their frequency.
         patience: epochs without a better `monitor` after which training stops.
-        monitor: `val_auroc` or `val_loss`.
+        monitor: `val_auroc` or `val_loss`; or `epoch`, which keeps the last one: for sets whose validation
+            side is too small to choose by.
         frozen_stride: backbone layers up to this stride keep their weights; 0: all of them train.
         cached_views: run the frozen layers once on this many augmented views of each training image (the
             first is the image itself) and train on their cached features, one view an epoch; 0: no cache.
@@ -195,7 +196,12 @@ def _sensible(recipe: Recipe, source: str) -> None:
         (train.learning_rate > 0, "train.learning_rate", train.learning_rate, "above 0"),
         (train.backbone_rate >= 0, "train.backbone_rate", train.backbone_rate, "0 or more"),
         (0 <= train.label_smoothing < 1, "train.label_smoothing", train.label_smoothing, "in [0, 1)"),
-        (train.monitor in ("val_auroc", "val_loss"), "train.monitor", train.monitor, "val_auroc or val_loss"),
+        (
+            train.monitor in ("val_auroc", "val_loss", "epoch"),
+            "train.monitor",
+            train.monitor,
+            "val_auroc, val_loss or epoch",
+        ),
         (
             train.frozen_stride in (0, 2, 4, 8, 16, 32),
             "train.frozen_stride",

@@ -50,7 +50,7 @@ def test_settings_are_typed_and_overridden(tmp_path):
             "[train]\ncached_views = 2\nfrozen_stride = 8\n",
             r"train\.cached_views must be 1 where .* no \[\[augment",
         ),
-        ('[train]\nmonitor = "accuracy"\n', r"train\.monitor must be val_auroc or val_loss"),
+        ('[train]\nmonitor = "accuracy"\n', r"train\.monitor must be val_auroc, val_loss or epoch"),
         ('[[augment]]\nlayer = "Dense"\n', r"layer must name an image augmentation .* Received: 'Dense'"),
         ('[[augment]]\nlayer = "RandomFlip"\nmod = 1\n', r"RandomFlip refuses \{'mod': 1\}"),
         ("data = 3\n", r"\[data\] must be a table\. Received: 3"),
