@@ -161,7 +161,8 @@ class MIMS(keras.Model):
         """Boxes `(B, N k, 4)` of the pooled activations and what each adds to the predicted class's score."""
         head: Any = ops.take(ops.transpose(self.head.kernel), ops.argmax(scores, axis=-1), axis=0)  # (B, N)
         if self.standardise is not None:
-            head = head / ops.sqrt(self.standardise.moving_variance + self.standardise.epsilon)
+            variance: Any = self.standardise.moving_variance
+            head = head / ops.sqrt(variance + self.standardise.epsilon)
         shares: Any = ops.cast(chosen["weights"] * chosen["values"], "float32") * head[..., None]  # (B, N, k)
         count = shares.shape[1] * shares.shape[2]
         shares = ops.reshape(shares, (-1, count))  # (B, N k)
