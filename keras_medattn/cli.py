@@ -32,12 +32,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return options.run(options)
     except ModuleNotFoundError as error:
-        from keras_medattn.extras import install_line
-
-        line = install_line(error.name)
-        if line is None or options.traceback:
+        if options.traceback or (error.name or "").startswith("keras_medattn"):
             raise
-        return _fail(f"this command needs the package {error.name}: {line}")
+        extras = f'pip install "keras-medattn[{options.extras}]"'
+        return _fail(f"this command needs the package {error.name}: {extras}")
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
         if options.traceback:
             raise
@@ -66,11 +64,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--traceback", action="store_true", help="show Python's traceback of an error")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    def command(name: str, run, text: str, example: str) -> argparse.ArgumentParser:
+    def command(name: str, run, text: str, example: str, extras: str = "train") -> argparse.ArgumentParser:
         one = commands.add_parser(
             name, help=text, description=f"{text}.", epilog=f"example:\n  {example}", formatter_class=raw
         )
-        one.set_defaults(run=run)
+        one.set_defaults(run=run, extras=extras)
         return one
 
     one = command("check", _check, "look at every image and label", "medattn check set.csv --json")
@@ -113,6 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument(
         "--threshold", type=float, default=0.5, help="from which the second of two classes is answered"
     )
+    one.add_argument("--cache", type=Path, metavar="DIR", help="use features cached by training, for speed")
     one.add_argument("--out", type=Path, metavar="DIR", help="where to write (RUN/evaluation)")
     one.add_argument("--json", action="store_true", help="print the figures as JSON")
 
@@ -135,7 +134,9 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--most", type=int, metavar="N", help="write pictures of the first N images only")
     one.add_argument("--out", type=Path, metavar="DIR", help="where to write (RUN/explanations)")
 
-    one = command("export", _export, "write a SavedModel", "medattn export runs/a --to saved_models/eyes")
+    one = command(
+        "export", _export, "write a SavedModel", "medattn export runs/a --to saved_models/eyes", "train,serve"
+    )
     one.add_argument("run_folder", type=Path, metavar="RUN")
     one.add_argument(
         "--to", type=Path, required=True, metavar="DIR", help="the model's folder; a version is added"
@@ -144,7 +145,7 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--samples", type=int, default=8, metavar="N", help="images to verify on (8)")
 
     one = command(
-        "serve", _serve, "serve exported models over gRPC", "medattn serve saved_models --port 8500"
+        "serve", _serve, "serve exported models over gRPC", "medattn serve saved_models --port 8500", "serve"
     )
     one.add_argument("folder", type=Path, metavar="DIR", help="holds NAME/VERSION/saved_model.pb")
     one.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
@@ -156,6 +157,7 @@ def _parser() -> argparse.ArgumentParser:
         _predict,
         "ask a server about images",
         "medattn predict --server localhost:8500 --model eyes a.jpg",
+        "serve",
     )
     one.add_argument("images", nargs="+", metavar="IMAGE")
     one.add_argument("--server", required=True, metavar="HOST:PORT")
@@ -165,7 +167,9 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--timeout", type=float, default=30.0, help="seconds for each image (30)")
     one.add_argument("--json", action="store_true", help="print JSON, a line an image")
 
-    one = command("demo", _demo, "train, evaluate, explain, export and serve", "medattn demo --out demo")
+    one = command(
+        "demo", _demo, "train, evaluate, explain, export and serve", "medattn demo --out demo", "demo"
+    )
     one.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR", help="folder to make (demo)")
     return parser
 
@@ -212,7 +216,9 @@ def _evaluate(options) -> int:
     from keras_medattn.train import evaluate, experiment
 
     parts = experiment.load(options.run_folder, options.data)
-    result = evaluate.evaluate(parts, options.data, options.split, options.threshold, _progress)
+    result = evaluate.evaluate(
+        parts, options.data, options.split, options.threshold, options.cache, _progress
+    )
     paths = evaluate.write(result, options.out or options.run_folder / "evaluation", options.threshold)
     if options.json:
         print(json.dumps(evaluate.to_dict(result), indent=2))

@@ -86,6 +86,7 @@ def test_wrong_command_line_is_2():
         ("sklearn", ["evaluate", "RUN"], "train"),
         ("grpc", ["serve", "."], "serve"),
         ("skimage", ["demo", "--out", "OUT"], "demo"),
+        ("tensorflow_serving", ["export", "RUN", "--to", "OUT"], "train,serve"),
     ],
 )
 def test_missing_extra_answers_with_its_line(missing, arguments, extra, tiny_set, tiny_run, tmp_path):
@@ -115,6 +116,28 @@ def test_evaluate_figures_are_those_of_its_predictions(tiny_run, tmp_path, capsy
     for name in ("roc.png", "pr.png", "confusion.png"):
         assert Image.open(out / name).width > 300
     assert json.loads((out / "metrics.json").read_text())["figures"] == printed["figures"]
+
+
+def test_evaluate_on_cached_features_is_the_same(tiny_run):
+    from keras_medattn.train import evaluate
+
+    cache = tiny_run.folder / "cache"
+    before = sorted(path.name for path in cache.iterdir())
+    plain, cached = (evaluate.evaluate([tiny_run], cache=one).probabilities for one in (None, cache))
+    np.testing.assert_allclose(plain, cached, atol=1e-5)
+    assert sorted(path.name for path in cache.iterdir()) == before  # read, not made anew
+
+
+def test_models_of_several_seeds_do_not_make_more_images(tiny_run):
+    """One image predicted by three models is one unit: the interval stays as wide as one model's."""
+    from dataclasses import replace
+
+    from keras_medattn.train import evaluate
+
+    anonymous = replace(tiny_run, manifest=replace(tiny_run.manifest, patients=None))
+    once, thrice = (evaluate.evaluate([anonymous] * count).figures for count in (1, 3))
+    assert (thrice.units, thrice.unit) == (8, "images")
+    assert once.figures["accuracy"][:3] == pytest.approx(thrice.figures["accuracy"][:3], abs=1e-9)
 
 
 def test_evaluate_refuses_images_it_was_trained_on(tiny_run, tiny_set, tmp_path, capsys):

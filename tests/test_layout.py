@@ -10,10 +10,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "keras_medattn"
-# each may import those before it in its row; `files` and `extras` lie below all
+# each may import those before it in its row; `files` lies below all
 BELOW = {
     "files": set(),
-    "extras": set(),
     "ops": set(),
     "layers": {"ops"},
     "models": {"layers", "ops"},

@@ -82,7 +82,7 @@ def explain(
     Args:
         jobs: the models, each with its images.
         out: written: `NAME.overlay.png`, `NAME.heat.npy` in image coordinates, `explanations.json`,
-            `sheet.png` of the first eight, and `localisation.json` where truth is given.
+            `sheet.png` of the first four with a truth, and `localisation.json` where truth is given.
         wanted: the class to argue for; by default the predicted one of each image.
         truth: masks or boxes, see `load_truth`.
         truth_class: see `load_truth`.
@@ -116,8 +116,8 @@ def explain(
     write_json(records, out / "explanations.json")
     marked = [place for place, one in enumerate(truths) if one is not None] or list(range(len(found)))
     sheet(
-        [found[i] for i in marked[:8]],
-        [truths[i] for i in marked[:8]],
+        [found[i] for i in marked[:4]],
+        [truths[i] for i in marked[:4]],
         class_names,
         out / "sheet.png",
         window,

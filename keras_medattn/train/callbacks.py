@@ -26,7 +26,8 @@ class Validate(keras.callbacks.Callback):
         log_probabilities = log_softmax(np.float64(self.predict()), axis=-1)
         logs = {} if logs is None else logs
         logs["val_loss"] = float(-log_probabilities[np.arange(len(self.labels)), self.labels].mean())
-        logs["val_auroc"] = scores(self.labels, np.exp(log_probabilities))["auroc"]
+        finite = np.isfinite(logs["val_loss"])
+        logs["val_auroc"] = scores(self.labels, np.exp(log_probabilities))["auroc"] if finite else np.nan
 
 
 class Keeper(keras.callbacks.Callback):
@@ -84,10 +85,11 @@ class Keeper(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         row = {key: float(value) for key, value in (logs or {}).items()}
-        if not np.isfinite(row.get("loss", 0.0)):
+        if not np.isfinite([row["loss"], row["val_loss"]]).all():
             raise FloatingPointError(
-                f"the training loss is {row['loss']} in epoch {epoch + 1}. The best model so far is kept in "
-                f"{self.folder}. Lower train.learning_rate, or look at the images with `medattn check`"
+                f"the training loss is {row['loss']} and the validation loss {row['val_loss']} in epoch "
+                f"{epoch + 1}. The best model so far is kept in {self.folder}. Lower train.learning_rate, or "
+                "look at the images with `medattn check`"
             )
         self.history.append({"epoch": epoch + 1} | row)
         if self.best_epoch == epoch:

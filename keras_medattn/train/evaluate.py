@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +45,7 @@ def evaluate(
     data: Path | str | None = None,
     split: str = "test",
     threshold: float = 0.5,
+    cache: Path | str | None = None,
     progress: inputs.Progress = lambda items, *_: items,
 ) -> Evaluation:
     """Predict held-out images and compute the figures.
@@ -55,6 +56,7 @@ def evaluate(
             all its images, none of which may have been trained on.
         split: the side to evaluate, of the run's own table.
         threshold: of two classes, the probability from which the second is answered.
+        cache: of a run trained on cached features, where they are: the frozen layers need not run again.
         progress: wraps the loop over batches.
 
     Raises:
@@ -62,9 +64,14 @@ def evaluate(
     """
     manifest_rows: list[Manifest] = []
     probabilities, names, per_model = [], [], []
+    table = parts[0].manifest
+    images = None if cache is None else inputs.images(parts[0].recipe, table, progress)
     for part in parts:
         chosen = _held_out(part, data, split)
-        scores = predict(part, chosen, progress)
+        if images is None or cache is None or set(chosen.names) - set(table.names):
+            scores = predict(part, chosen, progress)
+        else:
+            scores = _predict_on_features(part, chosen, images, Path(cache), progress)
         probabilities.append(scores)
         names += [part.folder.name] * len(chosen)
         manifest_rows.append(chosen)
@@ -75,7 +82,12 @@ def evaluate(
     def statistic(labels, values, weights):
         return metrics.weighted_scores(labels, values, weights, threshold)
 
-    figures = metrics.bootstrap(rows.labels, answers, rows.patients, statistic)
+    if rows.patients is None and len(set(rows.names)) < len(
+        rows
+    ):  # an image, seen by several models, is one unit
+        figures = replace(metrics.bootstrap(rows.labels, answers, rows.names, statistic), unit="images")
+    else:
+        figures = metrics.bootstrap(rows.labels, answers, rows.patients, statistic)
     spread = {}
     if len(parts) > 1:
         spread = {key: metrics.mean_sd([float(one[key][0]) for one in per_model]) for key in per_model[0]}
@@ -86,16 +98,39 @@ def predict(
     part: Part, manifest: Manifest, progress: inputs.Progress = lambda items, *_: items
 ) -> np.ndarray:
     """Class probabilities `(N, C)` of images by a run's model."""
-    import tensorflow as tf
-
-    model = part.model()
-    forward = tf.function(lambda batch: model(batch, training=False), reduce_retracing=True)
     size = part.recipe.data.image_size
     fetch = pipeline.streamed(manifest, size, part.recipe.data.window or None, part.recipe.data.max_pixels)
-    data = pipeline.batches(fetch, len(manifest), 8)
-    count = -(-len(manifest) // 8)
-    scores = [forward(batch).numpy() for batch in progress(data, count, f"predicting, {part.folder.name}")]
-    return softmax(np.float64(np.concatenate(scores)), axis=-1)
+    return _probabilities(part.model(), fetch, len(manifest), progress, part.folder.name)
+
+
+def _predict_on_features(
+    part: Part, manifest: Manifest, images: pipeline.Fetch, cache: Path, progress: inputs.Progress
+) -> np.ndarray:
+    """As `predict`, from the cached features of the model's frozen layers."""
+    from keras_medattn.train import trainer
+
+    model, settings, table = part.model(), part.recipe.train, part.manifest
+    stem, rest = trainer.parts(model, settings.frozen_stride)
+    if stem is None or not settings.cached_views:
+        raise RunError(f"{part.folder}: was not trained on cached features; evaluate it without a cache")
+    plain = replace(part.recipe, train=replace(settings, cached_views=1))
+    [features] = inputs.cached_features(stem, images, len(table), plain, cache, progress)
+    place = {name: number for number, name in enumerate(table.names)}
+    places = np.array([place[name] for name in manifest.names])
+    tail = trainer.fitted_part(model, stem, rest, part.recipe.data.image_size)
+    return _probabilities(
+        tail, lambda rows, _: features[places[rows]], len(manifest), progress, part.folder.name
+    )
+
+
+def _probabilities(
+    model, fetch: pipeline.Fetch, count: int, progress: inputs.Progress, name: str
+) -> np.ndarray:
+    import tensorflow as tf
+
+    forward = tf.function(lambda batch: model(batch, training=False), reduce_retracing=True)
+    data = progress(pipeline.batches(fetch, count, 8), -(-count // 8), f"predicting, {name}")
+    return softmax(np.float64(np.concatenate([forward(batch).numpy() for batch in data])), axis=-1)
 
 
 def write(evaluation: Evaluation, folder: Path, threshold: float = 0.5) -> list[Path]:

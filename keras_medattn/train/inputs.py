@@ -102,7 +102,12 @@ def _write_view(path, view, forward, change, fetch, count, batch_size, progress)
 
 def _digest(stem: keras.Model, fetch: pipeline.Fetch, count: int, recipe: Recipe) -> str:
     """A name for the features: of the layers, their weights, the images and the augmentation."""
-    sha = hashlib.sha256(stem.to_json().encode())
+    sha = hashlib.sha256()
+    for layer in stem.layers:
+        config = {
+            key: value for key, value in layer.get_config().items() if key != "name"
+        }  # names are numbered
+        sha.update(f"{type(layer).__name__}{config}".encode())
     for weight in stem.get_weights():
         sha.update(weight.tobytes())
     for start in range(0, count, 64):
