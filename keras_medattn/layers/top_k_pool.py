@@ -72,9 +72,8 @@ class TopKPool(keras.layers.Layer):
         """Answers the pooled channels, and on request what was chosen."""
         pairs = _pairs(inputs, mask)
         self._bag_shapes([bag.shape for bag, _ in pairs])
-        weights = ops.softmax(
-            ops.cast(self.logits, keras.backend.result_type(self.variable_dtype, "float32"))
-        )
+        logits = ops.cast(self.logits, keras.backend.result_type(self.variable_dtype, "float32"))
+        weights = ops.softmax(logits) if self.k > 1 else ops.ones_like(logits)  # of one, Keras would warn
         pooled, scores, first = [], [], 0
         for bag, valid in pairs:
             last = first + bag.shape[-1]
