@@ -56,9 +56,10 @@ class MIMS(keras.Model):
         ValueError: for an unknown backbone or aggregation, or maps smaller than a kernel.
 
     Example:
+        >>> import numpy as np
         >>> model = MIMS(2, "mobilenet_v3_small", stride=8, weights=None, kernels=((2, 4),), k=3)
-        >>> model(np.zeros((1, 96, 64, 3), "uint8")).shape
-        TensorShape([1, 2])
+        >>> tuple(model(np.zeros((1, 96, 64, 3), "uint8")).shape)
+        (1, 2)
     """
 
     def __init__(
