@@ -12,7 +12,7 @@ import numpy as np
 from scipy.special import log_softmax
 
 from keras_medattn.files import read_json, write_json, written_aside
-from keras_medattn.metrics import scores
+from keras_medattn.metrics import history_picture, scores
 
 
 class Validate(keras.callbacks.Callback):
@@ -33,8 +33,8 @@ class Validate(keras.callbacks.Callback):
 class Keeper(keras.callbacks.Callback):
     """Keeps the best model and all that a killed run needs to go on exactly; stops when none is better.
 
-    After each epoch `folder` holds `best.keras` (the whole model), `history.csv`, and `checkpoint/`: weights,
-    optimiser and history of the last finished epoch. What Keras's own callbacks keep leaves out the best
+    After each epoch `folder` holds `best.keras` (the whole model) and its `metrics.json`, `history.csv`, and
+    `checkpoint/`: weights, optimiser and history of the last finished epoch. What Keras's own callbacks keep leaves out the best
     value and the patience used so far.
 
     Args:
@@ -95,9 +95,14 @@ class Keeper(keras.callbacks.Callback):
         if self.best_epoch == epoch:
             with written_aside(self.folder / "best.keras") as aside:
                 self.whole.save(aside)
+            write_json(self.history[-1], self.folder / "metrics.json")
         self._save()
         if self.done:
             self.model.stop_training = True
+
+    def on_train_end(self, logs=None):
+        curves = {key: [row[key] for row in self.history] for key in self.history[0] if key != "epoch"}
+        history_picture(curves, self.folder / "history.png")
 
     def _save(self):
         folder = self.folder / "checkpoint"

@@ -63,8 +63,8 @@ def train(
     """Train a recipe into a new run folder.
 
     The folder holds `run.json` (recipe, data, seeds, folds, versions, git commit), and for each model a
-    folder with `split.csv`, `history.csv`, `best.keras`, `checkpoint/` and `tensorboard/`; with a single
-    model these stand in the run folder itself.
+    folder with `split.csv`, `history.csv` and its picture, `best.keras`, its `metrics.json`, `checkpoint/` and
+    `tensorboard/`; with a single model these stand in the run folder itself.
 
     Args:
         recipe: the settings.

@@ -14,7 +14,7 @@ from conftest import TINY
 
 from keras_medattn.data import manifest as manifests
 from keras_medattn.data.manifest import ManifestError
-from keras_medattn.train import experiment, recipe, trainer
+from keras_medattn.train import evaluate, experiment, recipe, trainer
 from keras_medattn.train.experiment import RunError
 from keras_medattn.train.recipe import RecipeError
 
@@ -201,3 +201,15 @@ def test_doubtful_table_is_refused(tmp_path, tiny_set):
     both.write_text(tiny_set.read_text().replace("01.png,spot,p0,train", "01.png,spot,p0,test"))
     with pytest.raises(ManifestError, match=r"1 patients stand in more than one split.*p0"):
         experiment.train(settings(), both, tmp_path / "run", write=quiet)
+
+
+def test_best_epoch_is_the_one_kept(tiny_run):
+    rows = (tiny_run.folder / "history.csv").read_text().splitlines()
+    history = [dict(zip(rows[0].split(","), map(float, row.split(",")), strict=True)) for row in rows[1:]]
+    best = min(history, key=lambda row: (-row["val_auroc"], row["val_loss"]))
+    assert json.loads((tiny_run.folder / "metrics.json").read_text()) == best
+    assert (tiny_run.folder / "history.png").stat().st_size > 5000
+    val = tiny_run.manifest.split("val")
+    probabilities = evaluate.predict(tiny_run, val)
+    loss = -np.log(probabilities[np.arange(len(val)), val.labels]).mean()
+    assert loss == pytest.approx(best["val_loss"], abs=1e-4)
