@@ -34,8 +34,8 @@ class Keeper(keras.callbacks.Callback):
     """Keeps the best model and all that a killed run needs to go on exactly; stops when none is better.
 
     After each epoch `folder` holds `best.keras` (the whole model) and its `metrics.json`, `history.csv`, and
-    `checkpoint/`: weights, optimiser and history of the last finished epoch. What Keras's own callbacks keep leaves out the best
-    value and the patience used so far.
+    `checkpoint/`: weights, optimiser and history of the last finished epoch. What Keras's own callbacks keep
+    leaves out the best value and the patience used so far.
 
     Args:
         whole: the model to save as the best one; the fitted model may be a part of it.

@@ -63,8 +63,8 @@ def train(
     """Train a recipe into a new run folder.
 
     The folder holds `run.json` (recipe, data, seeds, folds, versions, git commit), and for each model a
-    folder with `split.csv`, `history.csv` and its picture, `best.keras`, its `metrics.json`, `checkpoint/` and
-    `tensorboard/`; with a single model these stand in the run folder itself.
+    folder with `split.csv`, `history.csv` and its picture, `best.keras` and its `metrics.json`,
+    `checkpoint/` and `tensorboard/`; with a single model these stand in the run folder itself.
 
     Args:
         recipe: the settings.
@@ -110,7 +110,7 @@ def load(run: Path | str, data: Path | str | None = None) -> list[Part]:
     """The models of a run folder, with the split that each was trained on.
 
     Args:
-        run: a folder that `train` made.
+        run: a folder that `train` made; or the folder of one of its models.
         data: where the images lie now, a folder or CSV; by default where they lay.
 
     Raises:
@@ -118,8 +118,9 @@ def load(run: Path | str, data: Path | str | None = None) -> list[Part]:
         ManifestError: images of the split are not in `data`.
     """
     run = Path(run)
+    home = run.parent if (run / "split.csv").is_file() and not (run / "run.json").is_file() else run
     try:
-        about = read_json(run / "run.json")
+        about = read_json(home / "run.json")
     except (OSError, ValueError) as error:
         raise RunError(f"{run}: not a run folder, its run.json cannot be read ({error})") from error
     recipe = recipes.from_dict(about["recipe"], str(run / "run.json"))
@@ -127,7 +128,8 @@ def load(run: Path | str, data: Path | str | None = None) -> list[Part]:
     root = root if root.is_dir() else root.parent
     return [
         _stored(folder, replace(recipe, train=replace(recipe.train, seed=seed)), root, about["class_names"])
-        for folder, seed, _ in _folders(run, about["folds"], about["seeds"])
+        for folder, seed, _ in _folders(home, about["folds"], about["seeds"])
+        if run in (home, folder)
     ]
 
 

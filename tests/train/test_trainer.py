@@ -194,6 +194,8 @@ def test_folds_and_seeds_make_a_model_each(tmp_path, tiny_set):
     assert len(list((tmp_path / "run" / "cache").glob("*.npy"))) == 2  # one a seed: random weights differ
     again = experiment.load(tmp_path / "run")
     assert [part.manifest.splits for part in again] == [part.manifest.splits for part in parts]
+    [second] = experiment.load(parts[1].folder)
+    assert (second.folder, second.manifest.splits) == (parts[1].folder, parts[1].manifest.splits)
 
 
 def test_doubtful_table_is_refused(tmp_path, tiny_set):
