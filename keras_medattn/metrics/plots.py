@@ -190,8 +190,12 @@ def _curves(
             label += f" ({intervals.confidence:.0%} CI {low:.3f} to {high:.3f})"
         style = {"color": COLOURS[k % len(COLOURS)], "linestyle": STYLES[k // len(COLOURS) % len(STYLES)]}
         curve(axes, labels == k, probabilities[:, k], style | {"label": label, "linewidth": 2})
-    basis = f"{intervals.units} {intervals.unit}, " if intervals and intervals.unit != "images" else ""
-    axes.set_title(f"{axes.get_title()}, {basis}{len(labels)} images", fontsize=13)
+    basis = f"{len(labels)} images"
+    if intervals and intervals.unit != "images":
+        basis = f"{intervals.units} {intervals.unit}, {basis}"
+    elif intervals and intervals.units != len(labels):  # several models predicted each image
+        basis = f"{intervals.units} images, {len(labels)} predictions"
+    axes.set_title(f"{axes.get_title()}, {basis}", fontsize=13)
 
 
 def _names(class_names: Sequence[str], probabilities: np.ndarray) -> list[str]:
