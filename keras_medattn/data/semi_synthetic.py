@@ -107,9 +107,10 @@ def view(
     pixels = _crop(region, size, rng)
     while (pixels.max(axis=-1) > 40).mean() < 0.7:  # too much of the black around the eye
         pixels = _crop(region, size, rng)
-    count = int(rng.integers(lesions.count[0], lesions.count[1] + 1)) if ill else 0
-    cover = _cover(pixels, count, lesions.radius, rng)
-    taken = rng.uniform(*lesions.contrast) * np.array([0.4, 1.0, 0.9])  # of red, green, blue: dark red stays
+    own = np.random.default_rng(rng.integers(2**32))  # so that light and noise are the same with and without
+    count = int(own.integers(lesions.count[0], lesions.count[1] + 1)) if ill else 0
+    cover = _cover(pixels, count, lesions.radius, own)
+    taken = own.uniform(*lesions.contrast) * np.array([0.4, 1.0, 0.9])  # of red, green, blue: dark red stays
     return _light(pixels * (1 - cover[..., None] * taken), rng), cover > 0.5
 
 
