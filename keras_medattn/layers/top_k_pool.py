@@ -66,7 +66,10 @@ class TopKPool(keras.layers.Layer):
         def decaying(shape: tuple, dtype: Any = None) -> Any:
             return ops.broadcast_to(ops.arange(self.k, dtype=dtype) * math.log(0.6), shape)
 
-        self.logits = self.add_weight(shape, initializer=decaying, name="logits", autocast=False)
+        # a single weight is 1: nothing to learn
+        self.logits = self.add_weight(
+            shape, initializer=decaying, name="logits", autocast=False, trainable=self.k > 1
+        )
 
     def call(self, inputs: Any, mask: Any = None, return_attention_scores: bool = False) -> Any:
         """Answers the pooled channels, and on request what was chosen."""
