@@ -38,15 +38,6 @@ def _seeded():
     keras.utils.set_random_seed(0)
 
 
-@pytest.fixture(scope="session")
-def shared_data() -> Path:
-    """Real images that may lie beside the project; a user does not have them."""
-    folder = ROOT.parent / "shared" / "data"
-    if not folder.is_dir():
-        pytest.skip(f"no real images in {folder}")
-    return folder
-
-
 TINY = {
     "data": {"image_size": [64, 80]},
     "model": {
