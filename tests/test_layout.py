@@ -1,6 +1,7 @@
 """The house: which way imports go, who may import TensorFlow, what the wheel holds."""
 
 import ast
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -77,8 +78,14 @@ def test_help_answers_without_keras_or_tensorflow():
 
 
 def test_wheel_holds_the_package_alone(tmp_path):
+    source = (
+        tmp_path / "source"
+    )  # built in a copy: setuptools leaves a `build/` that a later wheel would take in
+    shutil.copytree(PACKAGE, source / "keras_medattn", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
     done = subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", "--no-deps", "--quiet", "--wheel-dir", tmp_path, str(ROOT)],
+        [sys.executable, "-m", "pip", "wheel", "--no-deps", "--quiet", "--wheel-dir", tmp_path, str(source)],
         capture_output=True,
         text=True,
         check=False,
