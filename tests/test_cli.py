@@ -174,6 +174,17 @@ def test_explain_writes_pictures_arrays_and_localisation(tiny_run, tmp_path, cap
     assert "localisation" in capsys.readouterr().out
 
 
+def test_explain_of_another_class_shows_no_boxes_of_the_predicted_one(tiny_run, capsys, tmp_path):
+    path = str(tiny_run.manifest.paths[0])
+    counts = {}
+    for name in ("none", "spot"):
+        out = tmp_path / name
+        assert main(["explain", str(tiny_run.folder), path, "--class", name, "--out", str(out)]) == 0
+        [record] = json.loads((out / "explanations.json").read_text())
+        counts[name] = (len(record["boxes"]), record["predicted"] == name)
+    assert sorted(counts.values()) == [(0, False), (20, True)]
+
+
 def test_explain_names_an_unknown_class(tiny_run, capsys, tmp_path):
     path = str(tiny_run.manifest.paths[0])
     assert (

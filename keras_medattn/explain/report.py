@@ -35,7 +35,8 @@ class Finding:
         predicted: the class of the highest score.
         argued: `(h, w)` contributions of the primary maps' cells to that class.
         size: height and width of the image in pixels.
-        boxes: `(K, 4)` in its pixels, those that weigh most first; empty where the model has none.
+        boxes: `(K, 4)` in its pixels, those that weigh most first; empty where the model has none, or where
+            another class than the predicted one was asked for.
         weights: `(K,)` contributions of the boxes to the class's score.
     """
 
@@ -174,10 +175,13 @@ def findings(
         found = {key: value.numpy()[0] for key, value in look(tf.constant(sized[None]), classes).items()}
         size = original.shape[:2]
         scale = np.tile(np.array(size[::-1]) / np.array(settings.image_size[::-1]), 2)  # x, y, x, y
+        predicted = int(found["scores"].argmax())
+        if class_index not in (None, predicted):  # the boxes argue for the predicted class, not for this one
+            found = {key: value for key, value in found.items() if key not in ("boxes", "weights")}
         yield Finding(
             Path(path),
             tf.nn.softmax(found["scores"]).numpy(),
-            int(found["scores"].argmax()),
+            predicted,
             found["contributions"],
             (int(size[0]), int(size[1])),
             found.get("boxes", np.zeros((0, 4))) * scale,
