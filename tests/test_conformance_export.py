@@ -10,9 +10,10 @@ import onnxruntime
 import pytest
 import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
-from conformance import CASE_IDS, CASES
+from conformance import CASE_IDS, CASES, ROW_IDS, ROWS
 
 each_case = pytest.mark.parametrize(("row", "example"), CASES, ids=CASE_IDS)
+each_row = pytest.mark.parametrize("row", ROWS, ids=ROW_IDS)
 
 RELOAD = """
 import sys
@@ -38,7 +39,8 @@ def reloaded(tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved")
     outputs = {}
     for name, (row, example) in zip(CASE_IDS, CASES, strict=True):
-        model, _ = conformance.functional(row, row.examples[example](2))
+        model, layer = conformance.functional(row, row.examples[example](2))
+        row.deployed(layer)
         arrays = _arrays(row, example, 3)
         outputs[name] = conformance.arrays(model(arrays))
         model.save(folder / f"{name}.keras")
@@ -47,9 +49,10 @@ def reloaded(tmp_path_factory):
     return folder, outputs
 
 
-@pytest.mark.parametrize("name", CASE_IDS)
-def test_reloaded_in_a_fresh_process_bit_for_bit(reloaded, name):
+@each_case
+def test_reloaded_in_a_fresh_process_bit_for_bit(reloaded, row, example):
     folder, outputs = reloaded
+    name = CASE_IDS[CASES.index((row, example))]
     again = np.load(folder / f"{name}.again.npz")
     assert len(again.files) == len(outputs[name])
     for output, file in zip(outputs[name], again.files, strict=True):
@@ -83,14 +86,40 @@ def _litert(model, folder):
     return run
 
 
+each_format = pytest.mark.parametrize(
+    "export", [_saved_model, _onnx, _litert], ids=["saved-model", "onnx", "litert"]
+)
+
+
 @pytest.mark.parametrize("unknown", [False, True], ids=["known", "unknown"])
-@pytest.mark.parametrize("export", [_saved_model, _onnx, _litert], ids=["saved-model", "onnx", "litert"])
+@each_format
 @each_case
 def test_exported_answers_as_the_layer(row, example, export, unknown, tmp_path):
-    model, _ = conformance.functional(row, row.examples[example](2), unknown)
+    model, layer = conformance.functional(row, row.examples[example](2), unknown)
+    row.deployed(layer)
     examples = {batch: _arrays(row, example, batch) for batch in (1, 5)}
     answers = {batch: conformance.arrays(model(arrays)) for batch, arrays in examples.items()}
     run = export(model, tmp_path)
     for batch, expected in answers.items():
+        for output, reference in zip(run(examples[batch]), expected, strict=True):
+            np.testing.assert_allclose(output, reference, rtol=1e-4, atol=1e-4)
+
+
+@each_format
+@each_row
+def test_small_cnn_exported_answers_as_keras(row, export, tmp_path):
+    layer = row.make()
+    model = row.network(layer)
+    conformance.randomise(layer)
+    row.deployed(layer)
+    rng = np.random.default_rng(5)
+    examples = {
+        batch: [rng.normal(size=(batch, *each.shape[1:])).astype("float32") for each in model.inputs]
+        for batch in (1, 5)
+    }
+    answers = {batch: conformance.arrays(model(arrays)) for batch, arrays in examples.items()}
+    run = export(model, tmp_path)
+    for batch, expected in answers.items():
+        assert np.ptp(expected[0], axis=-1).min() > 1e-3  # the answers tell something
         for output, reference in zip(run(examples[batch]), expected, strict=True):
             np.testing.assert_allclose(output, reference, rtol=1e-4, atol=1e-4)

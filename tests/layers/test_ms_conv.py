@@ -2,7 +2,7 @@ import conformance
 import keras
 import numpy as np
 import pytest
-import reference
+import reference.mims
 import tensorflow as tf
 
 from keras_medattn.layers import MSConv, TopKPool
@@ -33,7 +33,7 @@ def test_defaults_and_the_plain_batch_norm_equal_the_equation(center, training):
     weights = conformance.values_of(layer)
     assert any("beta" in name for name in weights) == center
     assert not any("gamma" in name for name in weights)
-    expected = reference.ms_conv(
+    expected = reference.mims.ms_conv(
         weights, maps.astype("float64"), kernels=OCT, scales=layer.scales, training=training
     )
     for bag, (answer, _) in zip(layer(maps, training=training), expected, strict=True):

@@ -6,7 +6,7 @@ import sys
 import keras
 import numpy as np
 import pytest
-import reference
+import reference.mims
 
 import keras_medattn
 from keras_medattn.models import MIMS, arguments, system
@@ -62,10 +62,10 @@ def test_whole_system_is_conv_pool_head():
     model = build(kernels=((1, 2), (2, 3)), scales=(0.5, 1.0), k=3)
     conv = {weight.path.split("ms_conv/", 1)[1]: np.float64(weight) for weight in model.ms_conv.weights}
     pool = {weight.path.split("pool/", 1)[1]: np.float64(weight) for weight in model.pool.weights}
-    bags = reference.ms_conv(
+    bags = reference.mims.ms_conv(
         conv, maps_of(model), None, training=False, kernels=((1, 2), (2, 3)), scales=(0.5, 1.0)
     )
-    pooled = reference.top_k_pool(pool, bags)["pooled"]
+    pooled = reference.mims.top_k_pool(pool, bags)["pooled"]
     np.testing.assert_allclose(model(IMAGES), head(model, pooled), rtol=1e-4, atol=1e-4)
 
 
