@@ -2,8 +2,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 BACKENDS := .venv-backends
+BENCHMARKS := .venv-benchmarks
 
-.PHONY: setup demo test test-all test-backends lint clean
+.PHONY: setup setup-benchmarks demo test test-all test-backends lint clean
 
 setup: $(VENV)/.done
 
@@ -30,10 +31,18 @@ test-backends: $(BACKENDS)/.done
 	KERAS_BACKEND=jax $(BACKENDS)/bin/python -m pytest tests/backends
 	KERAS_BACKEND=torch $(BACKENDS)/bin/python -m pytest tests/backends
 
+setup-benchmarks: $(BENCHMARKS)/.done
+
+# TensorFlow and PyTorch side by side, for benchmarks against peers
+$(BENCHMARKS)/.done: setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(BENCHMARKS)
+	$(BENCHMARKS)/bin/pip install --quiet --editable ".[train,serve]" "torch==2.13.0"
+	touch $@
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
 clean:
-	rm -rf $(VENV) $(BACKENDS) build dist *.egg-info
+	rm -rf $(VENV) $(BACKENDS) $(BENCHMARKS) build dist *.egg-info
