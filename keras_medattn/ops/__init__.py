@@ -3,5 +3,28 @@
 from keras_medattn.ops.pooling import top_k, top_k_pool
 from keras_medattn.ops.regions import position_to_box, position_to_cell
 from keras_medattn.ops.resize import resize_bilinear, scaled_size
+from keras_medattn.ops.sampling import (
+    aggregate,
+    expectation,
+    greedy_cells,
+    log_probabilities,
+    negative_entropy,
+    reinforce_surrogate,
+    sample_cells,
+)
 
-__all__ = ["position_to_box", "position_to_cell", "resize_bilinear", "scaled_size", "top_k", "top_k_pool"]
+__all__ = [
+    "aggregate",
+    "expectation",
+    "greedy_cells",
+    "log_probabilities",
+    "negative_entropy",
+    "position_to_box",
+    "position_to_cell",
+    "reinforce_surrogate",
+    "resize_bilinear",
+    "sample_cells",
+    "scaled_size",
+    "top_k",
+    "top_k_pool",
+]

@@ -1,0 +1,394 @@
+"""Cells drawn from an attention map, their probabilities, and what is estimated from them.
+
+Shapes: B images, h x w cells of the map, P cells of each image, D features. A cell is its flat index,
+`row * w + column`.
+"""
+
+from typing import Any
+
+import keras
+
+from keras_medattn.ops.random import uniform
+
+ops: Any = keras.ops  # a type checker would infer its types from one backend
+
+_FLOOR = 1e-30  # a probability below it counts as it: its logarithm stays finite, without a gradient
+BASELINES = ("leave_one_out", "batch_mean", "z_score")
+
+
+def sample_cells(attention: Any, patches: int, replacement: bool, keys: Any) -> Any:
+    """Draws cells with the probabilities of an attention map.
+
+    With replacement the draws are independent: `P(cell) = a[cell]`, by the inverse of the distribution
+    function of the rows and then of the cells of the drawn row. Without replacement each draw leaves its cell
+    out of the later ones, `P(cell_t | earlier) = a[cell_t] / (1 - sum_(s < t) a[cell_s])`, by the P smallest
+    of `e / a` with e exponential (the Gumbel top-k trick). A cell of probability 0 is never drawn while there
+    is one of positive probability left. Without replacement, and fewer than P of those, cells of probability
+    0 fill up the rest: they weigh nothing in any estimate here.
+
+    Args:
+        attention: Float tensor `(B, h, w)`, not negative. It need not sum to 1.
+        patches: P, the number of draws.
+        replacement: Whether a cell may be drawn more than once.
+        keys: Int32 tensor `(B, 2)`, as `random.keys` answers: they alone decide the draws.
+
+    Returns:
+        Cells `(B, P)` int32 in the order of drawing, without a gradient.
+
+    Raises:
+        ValueError: If `patches` is below 1, or without replacement known to be above the number of cells.
+
+    Example:
+
+    >>> from keras_medattn.ops import random
+    >>> attention = ops.convert_to_tensor([[[0.0, 1.0], [0.0, 3.0]]])
+    >>> cells = sample_cells(attention, 2, replacement=False, keys=random.keys(0, 0, [0]))
+    >>> sorted(int(cell) for cell in cells[0])
+    [1, 3]
+    """
+    attention = _as_map(ops.stop_gradient(attention), patches, 1 if replacement else patches)
+    batch, height, width = ops.shape(attention)
+    if not replacement:
+        flat = ops.reshape(attention, (batch, height * width))
+        exponential = -ops.log1p(-uniform(keys, height * width))
+        scores = ops.log(ops.maximum(flat, _FLOOR)) - ops.log(exponential)
+        return ops.top_k(ops.where(flat > 0, scores, -1e30), patches)[1]
+    levels = uniform(keys, 2 * patches)
+    rows = _invert(ops.expand_dims(ops.sum(attention, axis=2), 1), levels[:, :patches])  # (B, P)
+    starts = ops.expand_dims(ops.arange(batch, dtype="int32") * height, 1)
+    drawn = ops.take(ops.reshape(attention, (batch * height, width)), starts + rows, axis=0)  # (B, P, w)
+    return rows * width + _invert(drawn, levels[:, patches:])
+
+
+def log_probabilities(attention: Any, cells: Any, replacement: bool) -> Any:
+    """The logarithm of each draw's probability, given the draws before it.
+
+    `log a[cell_t]` with replacement, `log(a[cell_t] / (1 - sum_(s < t) a[cell_s]))` without. Their sum over t
+    is the log-probability of the ordered draws. What is left after the earlier draws is summed up from the
+    cells that are left, not taken from 1: exact where nearly all of the mass was in the cells drawn before.
+
+    A probability below 1e-30 counts as 1e-30 and has no gradient. A draw that had nothing but such cells left
+    was certain: its log-probability is 0.
+
+    Args:
+        attention: Float tensor `(B, h, w)` that sums to 1 over each map.
+        cells: Integer tensor `(B, P)`; without replacement all of a row differ.
+        replacement: How the cells were drawn.
+
+    Returns:
+        Float tensor `(B, P)`, float32 or better, differentiable in `attention`.
+
+    Example:
+
+    >>> attention = ops.convert_to_tensor([[[0.5, 0.25], [0.0, 0.25]]])
+    >>> values = log_probabilities(attention, ops.convert_to_tensor([[0, 3]]), replacement=False)
+    >>> [round(float(ops.exp(value)), 3) for value in values[0]]
+    [0.5, 0.5]
+    """
+    attention = _as_map(attention)
+    batch, height, width = ops.shape(attention)
+    flat = ops.reshape(attention, (batch * height * width,))
+    starts = ops.expand_dims(ops.arange(batch, dtype="int32") * (height * width), 1)
+    places = starts + ops.cast(cells, "int32")
+    drawn = ops.take(flat, places)  # (B, P)
+    logs = ops.log(ops.maximum(drawn, _FLOOR))
+    if replacement:
+        return logs
+    fixed = ops.stop_gradient(flat)
+    others = ops.scatter_update(
+        fixed, ops.reshape(places, (-1, 1)), ops.zeros_like(ops.reshape(drawn, (-1,)))
+    )
+    others = ops.sum(ops.reshape(others, (batch, height * width)), axis=1, keepdims=True)
+    later = ops.flip(ops.cumsum(ops.flip(ops.stop_gradient(drawn), 1), axis=1), 1)
+    before = ops.cumsum(drawn, axis=1) - drawn
+    left = (
+        others + later - (before - ops.stop_gradient(before))
+    )  # the value of what is left, the gradient of 1 - cum
+    return logs - ops.log(ops.maximum(left, _FLOOR))
+
+
+def greedy_cells(attention: Any, patches: int, distance: int) -> Any:
+    """The most probable cells, one after another, none nearer than `distance` to one chosen before.
+
+    The distance of two cells is the larger one of the distances of rows and of columns (Chebyshev), so that
+    squares of s pixels at cells c pixels apart do not overlap at `distance = ceil(s / c)`. Where no cell of
+    positive probability is far enough from all chosen ones, the most probable of the nearer ones is taken;
+    where none is left at all, cells of probability 0; and where the map has fewer than P cells, cell 0 again.
+    Nothing is drawn: the same map gives the same cells.
+
+    Args:
+        attention: Float tensor `(B, h, w)`, not negative.
+        patches: P, the number of cells.
+        distance: The smallest distance, in cells; 0 and 1 give the P most probable cells.
+
+    Returns:
+        Cells `(B, P)` int32, in the order of choice, without a gradient.
+
+    Raises:
+        ValueError: If `patches` is below 1, or known to be above the number of cells.
+
+    Example:
+
+    >>> attention = ops.convert_to_tensor([[[0.4, 0.3, 0.2, 0.1]]])
+    >>> [int(cell) for cell in greedy_cells(attention, patches=2, distance=2)[0]]
+    [0, 2]
+    """
+    attention = _as_map(ops.stop_gradient(attention), patches, patches)
+    batch, height, width = ops.shape(attention)
+    if distance <= 1:
+        return ops.top_k(ops.reshape(attention, (batch, height * width)), patches)[1]
+    rows, columns = ops.arange(height, dtype="int32"), ops.arange(width, dtype="int32")
+    starts = ops.arange(batch, dtype="int32") * height
+    # One order: free cells a, those too near to a chosen one -1 / a, those of probability 0, chosen ones.
+    scores = ops.where(attention > 0, attention, -1e35)
+    chosen = []
+    for _ in range(patches):
+        row = ops.argmax(ops.max(scores, axis=2), axis=1)  # (B,)
+        best = ops.take(ops.reshape(scores, (batch * height, width)), starts + row, axis=0)  # (B, w)
+        column = ops.argmax(best, axis=1)
+        chosen.append(row * width + column)
+        down = ops.expand_dims(ops.absolute(rows - ops.expand_dims(row, 1)), 2)  # (B, h, 1)
+        across = ops.expand_dims(ops.absolute(columns - ops.expand_dims(column, 1)), 1)  # (B, 1, w)
+        far = ops.maximum(down, across)  # (B, h, w)
+        near = ops.logical_and(far < distance, scores > 0)
+        scores = ops.where(near, -1 / ops.maximum(scores, _FLOOR), scores)
+        scores = ops.where(far < 1, -1e38, scores)
+    return ops.stack(chosen, axis=1)
+
+
+def expectation(features: Any, probabilities: Any, replacement: bool) -> Any:
+    """Estimates `sum_p a_p f_p` over all cells from those drawn, without bias in value and in gradient.
+
+    With sg the stopped gradient and cum the exclusive cumulative sum over the draws: with replacement
+    `mean_t(f_t a_t / sg(a_t))`, without it `mean_t(cum(a f)_t + sg(1 - cum(a)_t) (a_t / sg(a_t)) f_t)`. That
+    is exact for anything linear in the estimate. A gradient of `1 - cum` would be a bias. (Katharopoulos and
+    Fleuret, Processing Megapixel Images with Deep Attention-Sampling Models, estimate the same; their
+    hand-written gradient without replacement is biased.)
+
+    Args:
+        features: Float tensor `(B, P, D)` of the drawn cells, in the order of drawing.
+        probabilities: Float tensor `(B, P)`, `a` of the drawn cells.
+        replacement: How the cells were drawn.
+
+    Returns:
+        Float tensor `(B, D)`, float32 or better.
+
+    Example:
+
+    >>> features = ops.convert_to_tensor([[[2.0], [4.0]]])
+    >>> float(expectation(features, ops.convert_to_tensor([[0.5, 0.3]]), replacement=False)[0, 0])
+    2.5
+    """
+    features, drawn = _as_float(features), _as_float(probabilities)
+    fixed = ops.stop_gradient(drawn)
+    one = ops.where(fixed > 0, drawn / ops.where(fixed > 0, fixed, 1), 1)  # 1, with the gradient of log a
+    one = ops.expand_dims(one, 2)  # (B, P, 1)
+    if replacement:
+        return ops.mean(one * features, axis=1)
+    weighted = ops.expand_dims(drawn, 2) * features
+    left = ops.expand_dims(ops.maximum(1 - (ops.cumsum(fixed, axis=1) - fixed), 0), 2)  # (B, P, 1)
+    return ops.mean(ops.cumsum(weighted, axis=1) - weighted + left * one * features, axis=1)
+
+
+def aggregate(
+    features: Any,
+    probabilities: Any,
+    aggregation: str = "self_weighted",
+    estimator: str = "reinforce",
+    replacement: bool = True,
+    drawn: bool = True,
+) -> Any:
+    """The features of an image from those of its cells (Sinigaglia, Eq. 1).
+
+    `"self_weighted"`: `sum_t a_t f_t / sum_t a_t`, the paper's. Over drawn cells it counts `a` twice: with
+    replacement it tends to `sum_p a_p^2 f_p / sum_p a_p^2`. `"mean"`: the estimate of `sum_p a_p f_p` by
+    `expectation`, which is without bias. Chosen cells, where nothing was drawn, get the weights `a / sum a`
+    in either case.
+
+    Args:
+        features: Float tensor `(B, P, D)`.
+        probabilities: Float tensor `(B, P)`, `a` of the cells.
+        aggregation: `"self_weighted"` or `"mean"`.
+        estimator: `"reinforce"`: `a` gets no gradient from here; `"expectation"`: the exact pathwise one.
+        replacement: How the cells were drawn.
+        drawn: Whether the cells were drawn, rather than chosen.
+
+    Returns:
+        Float tensor `(B, D)`, float32 or better.
+
+    Raises:
+        ValueError: If a name is unknown, or `"self_weighted"` meets `"expectation"`, which it would bias.
+
+    Example:
+
+    >>> features = ops.convert_to_tensor([[[2.0], [4.0]]])
+    >>> float(aggregate(features, ops.convert_to_tensor([[0.75, 0.25]]))[0, 0])
+    2.5
+    """
+    if aggregation not in ("self_weighted", "mean") or estimator not in ("reinforce", "expectation"):
+        raise ValueError(
+            "`aggregation` must be 'self_weighted' or 'mean', `estimator` 'reinforce' or 'expectation'. "
+            f"Received: aggregation={aggregation!r}, estimator={estimator!r}"
+        )
+    if aggregation == "self_weighted" and estimator == "expectation":
+        raise ValueError(
+            "Weights `a` over cells drawn from `a` do not estimate the expectation: take aggregation='mean'. "
+            f"Received: aggregation={aggregation!r}, estimator={estimator!r}"
+        )
+    features, weights = _as_float(features), _as_float(probabilities)
+    if estimator == "reinforce":
+        weights = ops.stop_gradient(weights)
+    if drawn and aggregation == "mean":
+        return expectation(features, weights, replacement)
+    weights = ops.expand_dims(weights / ops.maximum(ops.sum(weights, axis=1, keepdims=True), _FLOOR), 2)
+    return ops.sum(weights * features, axis=1)
+
+
+def reinforce_surrogate(
+    log_probs: Any,
+    rewards: Any,
+    baseline: str = "leave_one_out",
+    repeats: int = 1,
+    replacement: bool = True,
+) -> Any:
+    """The loss whose gradient is the REINFORCE estimate: it raises the attention where the reward is high.
+
+    With `A = sg(r - b)` for the reward r and the baseline b:
+
+    - a reward for each patch, with replacement: `-mean(A_t log a_t)`;
+    - a reward for each patch, without: `-mean_t(cum(a A)_t + sg(1 - cum(a)_t) (a_t / sg(a_t)) A_t)`, in which
+      `a` is found again from the ordered log-probabilities. (`A_t log a_t` would be biased there);
+    - a reward for each image: `-mean_b(A_b sum_t log_probs_t)`, with the log-probability of all its draws.
+
+    For cells that were drawn one in view of another (`RecurrentSampler`), give a reward for each image, or
+    `ops.cumsum(log_probs, axis=1)` with a reward for each patch.
+
+    Args:
+        log_probs: Float tensor `(B, P)`, as `log_probabilities` answers for the same `replacement`.
+        rewards: Float tensor `(B, P)`, one for each patch, or `(B,)`, one for each image; no gradient enters.
+        baseline: As in `advantages`.
+        repeats: How often each image stands in the batch, in rows that follow each other.
+        replacement: How the cells were drawn.
+
+    Returns:
+        Float tensor `()`, float32 or better.
+
+    Raises:
+        ValueError: If the shapes do not fit each other, or `baseline` is unknown.
+
+    Example:
+
+    >>> log_probs = ops.log(ops.convert_to_tensor([[0.5, 0.25]]))
+    >>> loss = reinforce_surrogate(log_probs, ops.convert_to_tensor([[1.0, 0.0]]), "batch_mean")
+    >>> round(float(loss), 4)
+    -0.1733
+    """
+    if len(log_probs.shape) != 2 or len(rewards.shape) not in (1, 2):
+        raise ValueError(
+            "`log_probs` must have the shape (B, P), `rewards` (B, P) or (B,). "
+            f"Received: log_probs.shape={tuple(log_probs.shape)}, rewards.shape={tuple(rewards.shape)}"
+        )
+    logs, gains = _as_float(log_probs), advantages(rewards, baseline, repeats)
+    if len(rewards.shape) == 1:
+        return -ops.mean(gains * ops.sum(logs, axis=1))
+    if replacement:
+        return -ops.mean(gains * logs)
+    left = ops.log(ops.maximum(-ops.expm1(logs), _FLOOR))  # 1 - cum(a)_t is the product of the earlier ones
+    probabilities = ops.exp(logs + ops.cumsum(left, axis=1) - left)
+    return -ops.mean(expectation(ops.expand_dims(gains, 2), probabilities, replacement=False))
+
+
+def advantages(rewards: Any, baseline: str = "leave_one_out", repeats: int = 1) -> Any:
+    """Rewards less a baseline.
+
+    - `"leave_one_out"`: `r - b` with b the mean reward of the image's other repeats. It takes the image's
+      difficulty off and is without bias, for b does not depend on the draw. At 1 repeat: `"batch_mean"`.
+    - `"batch_mean"`: `r - mean(r)` over the n rewards of the batch. The own reward is among them, so that the
+      gradient shrinks by `1 - 1/n`.
+    - `"z_score"`: `(r - mean(r)) / sd(r)`, standardised; it changes the length of the gradient, too.
+
+    Args:
+        rewards: Float tensor `(B, P)` or `(B,)`.
+        baseline: The name.
+        repeats: How often each image stands in the batch, in rows that follow each other.
+
+    Returns:
+        Float tensor of the shape of `rewards`, float32 or better, without a gradient.
+
+    Raises:
+        ValueError: If `baseline` is unknown or `repeats` below 1.
+
+    Example:
+
+    >>> [float(each) for each in advantages(ops.convert_to_tensor([1.0, 0.0, 2.0, 6.0]), repeats=2)]
+    [1.0, -1.0, -4.0, 4.0]
+    """
+    if baseline not in BASELINES or repeats < 1:
+        raise ValueError(
+            f"`baseline` must be one of {BASELINES}, `repeats` at least 1. "
+            f"Received: baseline={baseline!r}, repeats={repeats}"
+        )
+    rewards = _as_float(ops.stop_gradient(rewards))
+    if baseline == "leave_one_out" and repeats > 1:
+        means = ops.reshape(rewards, (-1, repeats, *rewards.shape[1:]))
+        means = ops.mean(means, axis=2) if len(rewards.shape) == 2 else means  # (B / R, R)
+        others = (ops.sum(means, axis=1, keepdims=True) - means) / (repeats - 1)
+        return rewards - ops.reshape(others, (-1, *[1] * (len(rewards.shape) - 1)))
+    centred = rewards - ops.mean(rewards)
+    if baseline == "z_score":
+        return centred / (ops.std(rewards) + keras.config.epsilon())
+    return centred
+
+
+def negative_entropy(attention: Any) -> Any:
+    """`sum_p a_p log a_p` of each map (Sinigaglia's H): added to a loss, it spreads the attention.
+
+    A cell of probability 0 adds 0, and its gradient is finite.
+
+    Args:
+        attention: Float tensor `(B, h, w)` that sums to 1 over each map.
+
+    Returns:
+        Float tensor `(B,)`, float32 or better: 0 for a map of one cell, `-log(h w)` for an even one.
+
+    Example:
+
+    >>> attention = ops.convert_to_tensor([[[0.5, 0.5]], [[1.0, 0.0]]])
+    >>> [round(float(value), 4) for value in negative_entropy(attention)]
+    [-0.6931, 0.0]
+    """
+    attention = _as_map(attention)
+    return ops.sum(attention * ops.log(ops.maximum(attention, _FLOOR)), axis=(1, 2))
+
+
+def _as_float(x: Any) -> Any:
+    """In float32 or better."""
+    x = ops.convert_to_tensor(x)
+    return ops.cast(x, keras.backend.result_type(x.dtype, "float32"))
+
+
+def _as_map(attention: Any, patches: int = 1, needed: int = 1) -> Any:
+    """The map in float32 or better, if it is one and has the cells that are needed."""
+    attention = _as_float(attention)
+    if len(attention.shape) != 3:
+        raise ValueError(
+            f"`attention` must have the shape (B, h, w). Received: attention.shape={tuple(attention.shape)}"
+        )
+    known = [size for size in attention.shape[1:] if size is not None]
+    if patches < 1 or (len(known) == 2 and known[0] * known[1] < needed):
+        raise ValueError(
+            "`patches` must be at least 1 and, without replacement, at most the number of cells. "
+            f"Received: patches={patches}, attention.shape={tuple(attention.shape)}"
+        )
+    return attention
+
+
+def _invert(weights: Any, level: Any) -> Any:
+    """Where the cumulative sum of `weights (B, 1 or P, n)` first passes `level (B, P)` of the total.
+
+    Indices of weight 0 are left out on purpose: parallel cumulative sums need not stand still there.
+    """
+    reached = ops.where(weights > 0, ops.cumsum(weights, axis=2), -1.0)
+    # 1 - 2^-23 of the total is below it, and so some index passes it.
+    goal = ops.minimum(ops.cast(level, weights.dtype), 1 - 2.0**-23) * ops.max(reached, axis=2)  # (B, P)
+    return ops.argmax(ops.cast(reached > ops.expand_dims(goal, 2), "int32"), axis=2)
