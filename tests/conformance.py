@@ -8,10 +8,11 @@ from typing import Any
 
 import keras
 import numpy as np
+import rows.comparison
 import rows.mims
 from rows import Inputs, Row
 
-ROWS = [*rows.mims.ROWS]
+ROWS = [*rows.comparison.ROWS, *rows.mims.ROWS]
 CASES = [(row, example) for row in ROWS for example in row.examples]
 CASE_IDS = [f"{row.layer.__name__}-{example.replace(' ', '-')}" for row, example in CASES]
 ROW_IDS = [row.layer.__name__ for row in ROWS]
@@ -30,7 +31,8 @@ def symbolic(inputs: Inputs, unknown: bool) -> Inputs:
     def make(array: np.ndarray) -> Any:
         shape = list(array.shape[1:])
         if unknown:  # masks, sizes and the like have no channels
-            shape = [None] * (len(shape) - 1) + shape[-1:] if array.ndim > 2 else [None] * len(shape)
+            channels = array.ndim > 2 or array.dtype.kind == "f"
+            shape = [None] * (len(shape) - 1) + shape[-1:] if channels else [None] * len(shape)
         return keras.Input(shape, dtype="float32" if array.dtype.kind == "f" else array.dtype.name)
 
     return keras.tree.map_structure(make, inputs)

@@ -1,6 +1,21 @@
 """The layers. Importing this module registers them, so that `keras.models.load_model` finds them."""
 
+from keras_medattn.layers.attention_gate import AttentionGate
+from keras_medattn.layers.channel_self_attention import ChannelSelfAttention
+from keras_medattn.layers.global_context import GlobalContext
 from keras_medattn.layers.ms_conv import MSConv
+from keras_medattn.layers.pixel_weights import PixelWeights
+from keras_medattn.layers.residual_attention import ResidualAttention
+from keras_medattn.layers.squeeze_excite import SqueezeExcite
 from keras_medattn.layers.top_k_pool import TopKPool
 
-__all__ = ["MSConv", "TopKPool"]
+__all__ = [
+    "AttentionGate",
+    "ChannelSelfAttention",
+    "GlobalContext",
+    "MSConv",
+    "PixelWeights",
+    "ResidualAttention",
+    "SqueezeExcite",
+    "TopKPool",
+]

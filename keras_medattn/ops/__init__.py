@@ -1,5 +1,6 @@
 """The equations as pure functions of `keras.ops`: each runs on TensorFlow, JAX and PyTorch."""
 
+from keras_medattn.ops.comparison import channel_attention, channel_mean, position_affinity, softmax_pool
 from keras_medattn.ops.pooling import top_k, top_k_pool
 from keras_medattn.ops.regions import position_to_box, position_to_cell
 from keras_medattn.ops.resize import resize_bilinear, scaled_size
@@ -15,16 +16,20 @@ from keras_medattn.ops.sampling import (
 
 __all__ = [
     "aggregate",
+    "channel_attention",
+    "channel_mean",
     "expectation",
     "greedy_cells",
     "log_probabilities",
     "negative_entropy",
+    "position_affinity",
     "position_to_box",
     "position_to_cell",
     "reinforce_surrogate",
     "resize_bilinear",
     "sample_cells",
     "scaled_size",
+    "softmax_pool",
     "top_k",
     "top_k_pool",
 ]
