@@ -2,7 +2,9 @@
 
 from keras_medattn.layers.attention_gate import AttentionGate
 from keras_medattn.layers.channel_self_attention import ChannelSelfAttention
+from keras_medattn.layers.gated_attention import GatedAttention
 from keras_medattn.layers.global_context import GlobalContext
+from keras_medattn.layers.instance_crops import InstanceCrops
 from keras_medattn.layers.ms_conv import MSConv
 from keras_medattn.layers.pixel_weights import PixelWeights
 from keras_medattn.layers.residual_attention import ResidualAttention
@@ -12,7 +14,9 @@ from keras_medattn.layers.top_k_pool import TopKPool
 __all__ = [
     "AttentionGate",
     "ChannelSelfAttention",
+    "GatedAttention",
     "GlobalContext",
+    "InstanceCrops",
     "MSConv",
     "PixelWeights",
     "ResidualAttention",

@@ -1,6 +1,14 @@
 """The equations as pure functions of `keras.ops`: each runs on TensorFlow, JAX and PyTorch."""
 
 from keras_medattn.ops.comparison import channel_attention, channel_mean, position_affinity, softmax_pool
+from keras_medattn.ops.components import (
+    above_threshold,
+    bounding_boxes,
+    heaviest_components,
+    label_components,
+)
+from keras_medattn.ops.crops import crop_bilinear
+from keras_medattn.ops.gating import gated_attention
 from keras_medattn.ops.pooling import top_k, top_k_pool
 from keras_medattn.ops.regions import position_to_box, position_to_cell
 from keras_medattn.ops.resize import resize_bilinear, scaled_size
@@ -15,11 +23,17 @@ from keras_medattn.ops.sampling import (
 )
 
 __all__ = [
+    "above_threshold",
     "aggregate",
+    "bounding_boxes",
     "channel_attention",
     "channel_mean",
+    "crop_bilinear",
     "expectation",
+    "gated_attention",
     "greedy_cells",
+    "heaviest_components",
+    "label_components",
     "log_probabilities",
     "negative_entropy",
     "position_affinity",
