@@ -13,7 +13,7 @@ _PARITY = 0x1BD11BDA
 def threefry(key: tuple[Any, Any], counter: tuple[Any, Any]) -> tuple[Any, Any]:
     """Threefry-2x32 of 20 rounds (Salmon et al., Parallel random numbers: as easy as 1, 2, 3).
 
-    A block cipher: under each key its answers to 0, 1, 2, ... are random, so no generator has a state to keep.
+    A block cipher: under each key its answers to 0, 1, 2, ... are random. No generator has a state to keep.
     Its unsigned words are carried in int32, whose sums wrap around to the same bits.
 
     Args:

@@ -137,23 +137,34 @@ def greedy_cells(attention: Any, patches: int, distance: int) -> Any:
     batch, height, width = ops.shape(attention)
     if distance <= 1:
         return ops.top_k(ops.reshape(attention, (batch, height * width)), patches)[1]
-    rows, columns = ops.arange(height, dtype="int32"), ops.arange(width, dtype="int32")
-    starts = ops.arange(batch, dtype="int32") * height
+    reach = 2 * distance - 1  # rows that hold cells too near to a chosen one
+    reach = min(reach, height) if isinstance(height, int) else ops.minimum(reach, height)
+    window, columns = ops.arange(reach, dtype="int32"), ops.arange(width, dtype="int32")
+    starts = ops.expand_dims(ops.arange(batch, dtype="int32") * height, 1)
+
+    def choose(turn: Any, state: tuple) -> tuple:
+        scores, highest, cells = state  # (B h, w), (B, h), (B, P)
+        row = ops.top_k(highest, 1)[1]  # (B, 1); an argmax of floats has no LiteRT or ONNX form
+        column = ops.top_k(ops.take(scores, ops.squeeze(starts + row, 1), axis=0), 1)[1]  # (B, 1)
+        around = ops.clip(row - distance + 1, 0, height - reach) + window  # (B, reach)
+        across = ops.expand_dims(ops.absolute(columns - column), 1)  # (B, 1, w)
+        far = ops.maximum(ops.expand_dims(ops.absolute(around - row), 2), across)  # (B, reach, w)
+        old = ops.take(scores, starts + around, axis=0)
+        new = ops.where(ops.logical_and(far < distance, old > 0), -1 / ops.maximum(old, _FLOOR), old)
+        new = ops.where(far < 1, -1e38, new)
+        places = ops.reshape(starts + around, (-1, 1))
+        scores = ops.scatter_update(scores, places, ops.reshape(new, (-1, width)))
+        rows = ops.scatter_update(
+            ops.reshape(highest, (-1,)), places, ops.reshape(ops.max(new, axis=2), (-1,))
+        )
+        cells = ops.where(ops.arange(patches, dtype="int32") == turn, row * width + column, cells)
+        return scores, ops.reshape(rows, (batch, height)), cells
+
     # One order: free cells a, those too near to a chosen one -1 / a, those of probability 0, chosen ones.
     scores = ops.where(attention > 0, attention, -1e35)
-    chosen = []
-    for _ in range(patches):
-        row = ops.argmax(ops.max(scores, axis=2), axis=1)  # (B,)
-        best = ops.take(ops.reshape(scores, (batch * height, width)), starts + row, axis=0)  # (B, w)
-        column = ops.argmax(best, axis=1)
-        chosen.append(row * width + column)
-        down = ops.expand_dims(ops.absolute(rows - ops.expand_dims(row, 1)), 2)  # (B, h, 1)
-        across = ops.expand_dims(ops.absolute(columns - ops.expand_dims(column, 1)), 1)  # (B, 1, w)
-        far = ops.maximum(down, across)  # (B, h, w)
-        near = ops.logical_and(far < distance, scores > 0)
-        scores = ops.where(near, -1 / ops.maximum(scores, _FLOOR), scores)
-        scores = ops.where(far < 1, -1e38, scores)
-    return ops.stack(chosen, axis=1)
+    cells = ops.zeros((batch, patches), "int32")
+    state = ops.reshape(scores, (batch * height, width)), ops.max(scores, axis=2), cells
+    return ops.fori_loop(0, patches, choose, state)[2]
 
 
 def expectation(features: Any, probabilities: Any, replacement: bool) -> Any:
