@@ -1,6 +1,6 @@
 """The equations as pure functions of `keras.ops`: each runs on TensorFlow, JAX and PyTorch."""
 
-from keras_medattn.ops.comparison import channel_attention, channel_mean, position_affinity, softmax_pool
+from keras_medattn.ops.comparison import channel_attention, channel_mean, softmax_pool
 from keras_medattn.ops.components import (
     above_threshold,
     bounding_boxes,
@@ -36,7 +36,6 @@ __all__ = [
     "label_components",
     "log_probabilities",
     "negative_entropy",
-    "position_affinity",
     "position_to_box",
     "position_to_cell",
     "reinforce_surrogate",

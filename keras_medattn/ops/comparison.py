@@ -81,20 +81,6 @@ def channel_attention(features: Any, form: str = "trilinear") -> tuple[Any, Any]
     return ops.cast(mixed, features.dtype), ops.cast(affinity, features.dtype)
 
 
-def position_affinity(query: Any, key: Any) -> Any:
-    """`softmax(query key^T)` over the keys: `(B, N, d)` and `(B, M, d)` to `(B, N, M)`, as evidence.
-
-    It holds all N M numbers, where `spatial_attention` holds a block of them.
-
-    Example:
-
-    >>> [float(weight) for weight in position_affinity(ops.zeros((1, 1, 3)), ops.ones((1, 2, 3)))[0, 0]]
-    [0.5, 0.5]
-    """
-    logits = ops.matmul(wide(query), ops.transpose(wide(key), (0, 2, 1)))
-    return ops.cast(ops.softmax(logits), query.dtype)
-
-
 def flatten(features: Any) -> Any:
     """Maps `(B, H, W, C)` as a row of positions `(B, HW, C)`."""
     batch, height, width, channels = ops.shape(features)
