@@ -85,8 +85,10 @@ class GlobalContext(keras.layers.Layer):
         features = keras.KerasTensor(inputs.shape, dtype=self.compute_dtype)
         if not return_attention_scores:
             return features
-        maps = keras.KerasTensor(inputs.shape[:3], dtype=self.compute_dtype)
-        return features, {"attention": maps, "context": maps}
+        return features, {
+            name: keras.KerasTensor(inputs.shape[:3], dtype=self.compute_dtype)
+            for name in ("attention", "context")
+        }
 
     def get_config(self) -> dict[str, Any]:
         """The arguments."""
