@@ -71,8 +71,8 @@ def _otsu(ordered: Any) -> Any:
     means = (sums[:, :-1] / below, (sums[:, -1:] - sums[:, :-1]) / rest)
     variance = below * rest * ops.square(means[1] - means[0])  # (B, n - 1), in units of n^2
     variance = ops.where(ordered[:, 1:] > ordered[:, :-1], variance, -1)  # equal values stay together
-    best = ops.argmax(variance, axis=1, keepdims=True)
-    return ops.take_along_axis(ordered, ops.cast(best, "int32"), axis=1)
+    best = ops.max(variance, axis=1, keepdims=True)
+    return ops.max(ops.where(variance < best, 0, ordered[:, :-1]), axis=1, keepdims=True)
 
 
 def label_components(mask: Any) -> Any:
