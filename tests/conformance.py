@@ -8,12 +8,20 @@ from typing import Any
 
 import keras
 import numpy as np
+import rows.channel_spatial
 import rows.comparison
 import rows.gated
 import rows.mims
+import rows.recurrent_sampler
 from rows import Inputs, Row
 
-ROWS = [*rows.comparison.ROWS, *rows.gated.ROWS, *rows.mims.ROWS]
+ROWS = [
+    *rows.channel_spatial.ROWS,
+    *rows.comparison.ROWS,
+    *rows.gated.ROWS,
+    *rows.mims.ROWS,
+    *rows.recurrent_sampler.ROWS,
+]
 CASES = [(row, example) for row in ROWS for example in row.examples]
 CASE_IDS = [f"{row.layer.__name__}-{example.replace(' ', '-')}" for row, example in CASES]
 ROW_IDS = [row.layer.__name__ for row in ROWS]

@@ -1,5 +1,6 @@
 """The equations as pure functions of `keras.ops`: each runs on TensorFlow, JAX and PyTorch."""
 
+from keras_medattn.ops.attention import channel_scores, spatial_attention, spatial_scores
 from keras_medattn.ops.comparison import channel_attention, channel_mean, softmax_pool
 from keras_medattn.ops.components import (
     above_threshold,
@@ -28,6 +29,7 @@ __all__ = [
     "bounding_boxes",
     "channel_attention",
     "channel_mean",
+    "channel_scores",
     "crop_bilinear",
     "expectation",
     "gated_attention",
@@ -43,6 +45,8 @@ __all__ = [
     "sample_cells",
     "scaled_size",
     "softmax_pool",
+    "spatial_attention",
+    "spatial_scores",
     "top_k",
     "top_k_pool",
 ]
