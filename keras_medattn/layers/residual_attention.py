@@ -26,7 +26,7 @@ class ResidualAttention(keras.layers.Layer):
     with batch normalisation and ReLU in front of each convolution. Convolutions have no biases.
 
     Args:
-        units: The counts (p, t, r); those of the paper by default.
+        units: The counts (p, t, r), each 0 or more; those of the paper by default.
         depth: Levels of the mask branch. The paper has 3 on maps of 56x56, 2 on 28x28 and 1 on 14x14, so that
             the lowest is 7x7.
 
@@ -56,8 +56,8 @@ class ResidualAttention(keras.layers.Layer):
     def __init__(self, units: Sequence[int] = (1, 2, 1), depth: int = 1, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.units = tuple(units)
-        if len(self.units) != 3 or min(self.units) < 1:
-            raise ValueError(f"`units` must be three counts of at least 1. Received: units={units}")
+        if len(self.units) != 3 or min(self.units) < 0:
+            raise ValueError(f"`units` must be three counts, 0 or more. Received: units={units}")
         if depth < 1:
             raise ValueError(f"`depth` must be at least 1. Received: depth={depth}")
         self.depth = depth

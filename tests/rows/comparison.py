@@ -17,7 +17,7 @@ NO_MASK = dict.fromkeys(
 NO_WEIGHTS = dict.fromkeys(
     ("test_gradients_reach_every_weight_but_those_listed", "test_training_lowers_a_loss"), "it has no weights"
 )
-_RESIDUAL = {"units": (1, 1, 1), "depth": 1}
+_RESIDUAL = {"units": (0, 1, 1), "depth": 1}
 
 
 def _maps(batch: int) -> Inputs:
@@ -65,12 +65,14 @@ def _row(
 
 
 ROWS = [
+    _row(layers.NonLocal, {"ratio": 2}, reference.comparison.non_local),
     _row(
         layers.ChannelSelfAttention,
         {"form": "trilinear"},
         reference.comparison.trilinear,
         skipped=NO_MASK | NO_WEIGHTS,
     ),
+    _row(layers.DualAttention, {"ratio": 2}, reference.comparison.dual_attention),
     _row(layers.SqueezeExcite, {"ratio": 2}, reference.comparison.squeeze_excite),
     _row(layers.GlobalContext, {"ratio": 2}, reference.comparison.global_context),
     Row(
