@@ -113,6 +113,8 @@ def label_components(mask: Any) -> Any:
 def heaviest_components(labels: Any, weights: Any, k: int) -> tuple[Any, Any, Any]:
     """The `k` components of each image with the greatest sum of weights, heaviest first.
 
+    Takes about `5 h w (h + w)` bytes an image: 1.8 MB at 56 x 56, and 112 MB at 224 x 224.
+
     Args:
         labels: Int32 tensor `(B, h, w)`, as `label_components` answers.
         weights: Float tensor `(B, h, w)`.
@@ -134,11 +136,12 @@ def heaviest_components(labels: Any, weights: Any, k: int) -> tuple[Any, Any, An
     flat = ops.reshape(labels, (batch, height * width))
     weights = ops.where(flat > 0, ops.reshape(ops.cast(weights, dtype), (batch, height * width)), 0)
     # Sums by label as a product of matrices: no segment sum is built in to LiteRT and ONNX alike.
-    place = ops.expand_dims(ops.maximum(flat - 1, 0), -1)  # (B, h w, 1)
-    in_row = ops.cast(ops.equal(place // width, ops.arange(height, dtype="int32")), dtype)  # (B, h w, h)
-    in_column = ops.cast(ops.equal(place % width, ops.arange(width, dtype="int32")), dtype)  # (B, h w, w)
-    sums = ops.matmul(ops.transpose(in_row * ops.expand_dims(weights, -1), (0, 2, 1)), in_column)
-    sums = ops.reshape(sums, (batch, height * width))  # of each component, at its last cell
+    place, rows = ops.maximum(flat - 1, 0), ops.arange(height, dtype="int32")
+    in_row = ops.equal(ops.expand_dims(place // width, 1), ops.expand_dims(rows, 1))
+    in_row = ops.where(in_row, ops.expand_dims(weights, 1), 0)  # (B, h, h w)
+    in_column = ops.equal(ops.expand_dims(place % width, 2), ops.arange(width, dtype="int32"))
+    sums = ops.matmul(in_row, ops.cast(in_column, dtype))  # (B, h, w), each at its component's last cell
+    sums = ops.reshape(sums, (batch, height * width))
     is_last = ops.equal(flat, ops.arange(1, height * width + 1, dtype="int32"))
     nothing = ops.full_like(sums, -1e30)
     sums, best = ops.top_k(ops.where(is_last, sums, nothing), k)  # (B, k)
