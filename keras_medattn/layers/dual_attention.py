@@ -15,12 +15,12 @@ ops: Any = keras.ops  # a type checker would infer its types from one backend
 class DualAttention(keras.layers.Layer):
     """Dual attention of DANet: position attention and channel attention side by side.
 
-    `X' = (X + alpha softmax((W_q X)^T (W_k X)) W_v X) + (X + beta softmax(max(X X^T) - X X^T) X)`, the first
-    softmax over the positions that are mixed, the second over the channels (Fu et al., "Dual Attention
-    Network for Scene Segmentation"; the maximum is explained at `ChannelSelfAttention`). alpha and beta are
-    learnable and start at 0, where the sum is 2 X. The W are 1x1 convolutions without biases. The 3x3
-    convolutions that the paper has in front of and behind each half belong to its segmentation head and are
-    left out.
+    `X' = P + Q` with `P_i = X_i + alpha sum_j softmax_j(<W_q X_i, W_k X_j>) W_v X_j` over the positions and
+    `Q = X + beta softmax(max(X X^T) - X X^T) X` over the channels, where X is `(C, HW)` (Fu et al., "Dual
+    Attention Network for Scene Segmentation"; the maximum is explained at `ChannelSelfAttention`). alpha and
+    beta are learnable and start at 0, where the sum is 2 X. The W are 1x1 convolutions without biases. The
+    3x3 convolutions that the paper has in front of and behind each half belong to its segmentation head and
+    are left out.
 
     Args:
         ratio: Queries and keys have `C // ratio` channels.

@@ -14,10 +14,9 @@ ops: Any = keras.ops  # a type checker would infer its types from one backend
 class NonLocal(keras.layers.Layer):
     """Non-local block: adds to each position a mixture of all positions, by how alike they are.
 
-    `X' = X + W_z softmax((W_theta X)^T (W_phi X)) W_g X`, the softmax over the positions that are mixed (Wang
-    et al., "Non-local Neural Networks", equations 2 and 6 with the embedded Gaussian). The W are 1x1
-    convolutions without biases; W_z starts at 0, so that the block can be put into a trained network without
-    changing it.
+    `X'_i = X_i + W_z sum_j softmax_j(<W_theta X_i, W_phi X_j>) W_g X_j` (Wang et al., "Non-local Neural
+    Networks", the embedded Gaussian). The W are 1x1 convolutions without biases; W_z starts at 0, so that the
+    block can be put into a trained network without changing it.
 
     The mixture is computed exactly in memory linear in the number of positions (`ops.spatial_attention`); the
     affinity, if asked for, is not.
