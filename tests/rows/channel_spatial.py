@@ -24,10 +24,8 @@ ROWS = [
     Row(
         layers.ChannelAttn,
         {"kernel_size": 4, "strides": 4},
-        {  # small numbers: the scores are sums of products over the whole map, and saturate the softmax
-            "divided": lambda batch: (normal(batch, 4, 8, 3) / 4, {}),
-            "padded": lambda batch: (normal(batch, 5, 7, 3) / 4, {}),
-        },
+        # small numbers: the scores are sums of products over the whole map, and saturate the softmax
+        {"maps": lambda batch: (normal(batch, 5, 7, 3) / 4, {})},
         _channel_attn,
         skipped=_NO_MASK,
     ),
