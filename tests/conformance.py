@@ -13,6 +13,7 @@ import rows.comparison
 import rows.gated
 import rows.mims
 import rows.recurrent_sampler
+import rows.sampler
 from rows import Inputs, Row
 
 ROWS = [
@@ -21,6 +22,7 @@ ROWS = [
     *rows.gated.ROWS,
     *rows.mims.ROWS,
     *rows.recurrent_sampler.ROWS,
+    *rows.sampler.ROWS,
 ]
 CASES = [(row, example) for row in ROWS for example in row.examples]
 CASE_IDS = [f"{row.layer.__name__}-{example.replace(' ', '-')}" for row, example in CASES]

@@ -10,6 +10,14 @@ from keras_medattn.ops.components import (
 )
 from keras_medattn.ops.crops import crop_bilinear
 from keras_medattn.ops.gating import gated_attention
+from keras_medattn.ops.patches import (
+    cell_mask,
+    cells_to_corners,
+    corners_to_cells,
+    gather_patches,
+    masked_softmax,
+    overview,
+)
 from keras_medattn.ops.pooling import top_k, top_k_pool
 from keras_medattn.ops.regions import position_to_box, position_to_cell
 from keras_medattn.ops.resize import resize_bilinear, scaled_size
@@ -27,17 +35,23 @@ __all__ = [
     "above_threshold",
     "aggregate",
     "bounding_boxes",
+    "cell_mask",
+    "cells_to_corners",
     "channel_attention",
     "channel_mean",
     "channel_scores",
+    "corners_to_cells",
     "crop_bilinear",
     "expectation",
     "gated_attention",
+    "gather_patches",
     "greedy_cells",
     "heaviest_components",
     "label_components",
     "log_probabilities",
+    "masked_softmax",
     "negative_entropy",
+    "overview",
     "position_to_box",
     "position_to_cell",
     "reinforce_surrogate",
