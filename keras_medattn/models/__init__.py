@@ -5,14 +5,17 @@ from __future__ import annotations
 import difflib
 import inspect
 
+import keras
+
+from keras_medattn.models.attn_vgg import AttnVGG
 from keras_medattn.models.mims import MIMS
 
-__all__ = ["MIMS", "SYSTEMS", "arguments", "system"]
+__all__ = ["MIMS", "SYSTEMS", "AttnVGG", "arguments", "system"]
 
-SYSTEMS = {"MIMS": MIMS}
+SYSTEMS: dict[str, type[keras.Model]] = {"AttnVGG": AttnVGG, "MIMS": MIMS}
 
 
-def system(name: str) -> type[MIMS]:
+def system(name: str) -> type[keras.Model]:
     """Find a system's class by its name in recipes.
 
     Raises:
