@@ -81,8 +81,8 @@ class AttnVGG(keras.Model):
             )
         if batch_norm and weights == "imagenet":
             raise ValueError(
-                "Keras has no ImageNet weights for VGG19 with batch normalisation: pass weights=None or the path "
-                "of a .weights.h5 file. Received: weights='imagenet', batch_norm=True"
+                "Keras has no ImageNet weights for VGG19 with batch normalisation: pass weights=None or the "
+                "path of a .weights.h5 file. Received: weights='imagenet', batch_norm=True"
             )
         self.backbone, self.attended = _trunk(self.attention, weights, batch_norm, after_pool)
         layers: list[keras.layers.Layer] = [keras.layers.Flatten()]
