@@ -46,7 +46,7 @@ def sample_cells(attention: Any, patches: int, replacement: bool, keys: Any) -> 
     >>> sorted(int(cell) for cell in cells[0])
     [1, 3]
     """
-    attention = _as_map(ops.stop_gradient(attention), patches, 1 if replacement else patches)
+    attention = ops.stop_gradient(_as_map(attention, patches, 1 if replacement else patches))
     batch, height, width = ops.shape(attention)
     if not replacement:
         flat = ops.reshape(attention, (batch, height * width))
@@ -133,7 +133,7 @@ def greedy_cells(attention: Any, patches: int, distance: int) -> Any:
     >>> [int(cell) for cell in greedy_cells(attention, patches=2, distance=2)[0]]
     [0, 2]
     """
-    attention = _as_map(ops.stop_gradient(attention), patches, patches)
+    attention = ops.stop_gradient(_as_map(attention, patches, patches))
     batch, height, width = ops.shape(attention)
     if distance <= 1:
         return ops.top_k(ops.reshape(attention, (batch, height * width)), patches)[1]
@@ -339,7 +339,7 @@ def advantages(rewards: Any, baseline: str = "leave_one_out", repeats: int = 1) 
             f"`baseline` must be one of {BASELINES}, `repeats` at least 1. "
             f"Received: baseline={baseline!r}, repeats={repeats}"
         )
-    rewards = _as_float(ops.stop_gradient(rewards))
+    rewards = ops.stop_gradient(_as_float(rewards))
     if baseline == "leave_one_out" and repeats > 1:
         means = ops.reshape(rewards, (-1, repeats, *rewards.shape[1:]))
         means = ops.mean(means, axis=2) if len(rewards.shape) == 2 else means  # (B / R, R)

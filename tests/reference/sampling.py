@@ -31,13 +31,45 @@ def uniform(key: tuple[int, int], count: int) -> Array:
     return np.minimum(np.array(words[:count], "uint64").astype("float64") / WORD + 0.5 / WORD, 1 - 2.0**-24)
 
 
-def draw(attention: Array, key: tuple[int, int]) -> int:
-    """One cell of `attention (h, w)`: by the distribution of the rows, then of the cells of the row."""
-    level = uniform(key, 2)
-    rows = np.cumsum(attention.sum(axis=1))
-    row = int(np.searchsorted(rows, level[0] * rows[-1], side="right"))
-    columns = np.cumsum(attention[row])
-    return row * attention.shape[1] + int(np.searchsorted(columns, level[1] * columns[-1], side="right"))
+def draw(attention: Array, key: tuple[int, int], patches: int = 1) -> Array:
+    """Cells of `attention (h, w)`: by the distribution of the rows, then of the cells of the row."""
+    levels = uniform(key, 2 * patches)
+    sums = np.cumsum(attention.sum(axis=1, dtype="float64"))
+    cells = []
+    for of_row, of_column in zip(levels[:patches], levels[patches:], strict=True):
+        row = np.searchsorted(sums, of_row * sums[-1], side="right")
+        columns = np.cumsum(attention[row], dtype="float64")
+        column = np.searchsorted(columns, of_column * columns[-1], side="right")
+        cells.append(row * attention.shape[1] + column)
+    return np.array(cells)
+
+
+def draw_distinct(attention: Array, key: tuple[int, int], patches: int) -> Array:
+    """Distinct cells of `attention (h, w)`: the first ones to ring, at rate a each (exponential clocks)."""
+    flat = attention.ravel().astype("float64")
+    with np.errstate(divide="ignore"):
+        times = -np.log1p(-uniform(key, flat.size)) / flat
+    return np.argsort(times, kind="stable")[:patches]
+
+
+def greedy(attention: Array, patches: int, distance: int) -> list[int]:
+    """The most probable cell that is far enough from all chosen ones, or else any, or else an empty one."""
+    rows, columns = np.indices(attention.shape)
+    nearest, chosen = np.full(attention.shape, attention.size), []
+    for _ in range(patches):
+        level = np.where(attention > 0, np.where(nearest >= distance, 3, 2), 1)
+        level = np.where(nearest == 0, 0, level)
+        cell = int(np.argmax(np.where(level == level.max(), attention, -1)))
+        chosen.append(0 if level.max() == 0 else cell)
+        row, column = divmod(cell, attention.shape[1])
+        nearest = np.minimum(nearest, np.maximum(abs(rows - row), abs(columns - column)))
+    return chosen
+
+
+def ordered_log_probabilities(attention: Array, cells: Array) -> Array:
+    """`log(a_t / (1 - cum(a)_t))` of the draws `cells (P,)` without replacement."""
+    drawn = attention.ravel()[cells]
+    return np.log(drawn / (1 - (np.cumsum(drawn) - drawn)))
 
 
 def _sigmoid(x: Array) -> Array:
@@ -103,7 +135,7 @@ def _draws(weights, a, maps, key, patches, units, replacement):
         if key is None:
             cell = int(np.argmax(np.where(fresh, logits, -np.inf)))
         else:
-            cell = draw(probabilities, threefry(key, (turn, 0)))
+            [cell] = draw(probabilities, threefry(key, (turn, 0)))
         row, column = divmod(cell, width)
         cells.append(cell)
         log_probs.append(np.log(probabilities[row, column]))
