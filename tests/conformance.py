@@ -11,6 +11,7 @@ import numpy as np
 import rows.channel_spatial
 import rows.comparison
 import rows.gated
+import rows.global_pixel_mask
 import rows.mims
 import rows.recurrent_sampler
 import rows.sampler
@@ -20,6 +21,7 @@ ROWS = [
     *rows.channel_spatial.ROWS,
     *rows.comparison.ROWS,
     *rows.gated.ROWS,
+    *rows.global_pixel_mask.ROWS,
     *rows.mims.ROWS,
     *rows.recurrent_sampler.ROWS,
     *rows.sampler.ROWS,

@@ -10,6 +10,14 @@ from keras_medattn.ops.components import (
 )
 from keras_medattn.ops.crops import crop_bilinear
 from keras_medattn.ops.gating import gated_attention
+from keras_medattn.ops.masking import (
+    convolve_tiles,
+    pixel_mask,
+    pixel_tiles,
+    reducing_matrix,
+    share_of_variance,
+    tile_transforms,
+)
 from keras_medattn.ops.patches import (
     cell_mask,
     cells_to_corners,
@@ -40,6 +48,7 @@ __all__ = [
     "channel_attention",
     "channel_mean",
     "channel_scores",
+    "convolve_tiles",
     "corners_to_cells",
     "crop_bilinear",
     "expectation",
@@ -52,15 +61,20 @@ __all__ = [
     "masked_softmax",
     "negative_entropy",
     "overview",
+    "pixel_mask",
+    "pixel_tiles",
     "position_to_box",
     "position_to_cell",
+    "reducing_matrix",
     "reinforce_surrogate",
     "resize_bilinear",
     "sample_cells",
     "scaled_size",
+    "share_of_variance",
     "softmax_pool",
     "spatial_attention",
     "spatial_scores",
+    "tile_transforms",
     "top_k",
     "top_k_pool",
 ]
