@@ -26,8 +26,9 @@ class RecurrentSampler(keras.layers.Layer):
     from -1 to 1 over the cells of positive attention. Cells without attention are not drawn while any other
     is left, and what their features hold is never read.
 
-    In training the layer draws, as a function of its seed, the number of its training calls and the example.
-    Otherwise it takes the most probable cell that was not taken before.
+    In training the layer draws, as a function of its seed, the number of training calls before and the
+    example. Otherwise it takes the most probable cell that was not taken before, or draws where it is given
+    `draw`.
 
     Args:
         patches: P, the number of cells.
@@ -43,7 +44,8 @@ class RecurrentSampler(keras.layers.Layer):
             the batch. Replicas that get different examples must tell them apart here.
         read: Function of the cells `(B,)` int32 just drawn, that answers what their patches show, `(B, E)`: a
             model reads the patches and runs its feature network in it. By default the cells' own `features`.
-        training: Whether to draw.
+        draw: An int: draws with this number in place of that of the training call, in training or not.
+        training: Whether to draw, and to count the call.
         return_attention_scores: Whether to answer the distribution of each draw, too.
 
     Input shape:
@@ -107,6 +109,7 @@ class RecurrentSampler(keras.layers.Layer):
         features: Any,
         examples: Any = None,
         read: Callable[[Any], Any] | None = None,
+        draw: Any = None,
         training: bool | None = None,
         return_attention_scores: bool = False,
     ) -> tuple:
@@ -128,10 +131,12 @@ class RecurrentSampler(keras.layers.Layer):
 
         numbers = ops.arange(count, dtype="int32")
         starts = ops.arange(batch, dtype="int32") * count
-        if training:
-            examples = ops.arange(batch, dtype="int32") if examples is None else examples
-            draws = keys(self.seed, self.step, examples)
+        if training and draw is None:
+            draw = self.step + 0  # its value before the count
             self.step.assign(self.step + 1)
+        if draw is not None:
+            examples = ops.arange(batch, dtype="int32") if examples is None else examples
+            draws = keys(self.seed, draw, examples)
         state, visited = ops.zeros((batch, self.units), compute), ops.zeros((batch, count), "bool")
         shown, cells, log_probs, distributions = [], [], [], []
         for turn in range(self.patches):
@@ -141,7 +146,7 @@ class RecurrentSampler(keras.layers.Layer):
             logits = ops.where(real, logits, -2e30)
             unvisited = ops.where(ops.logical_and(visited, real), -1e30, logits)
             logs = ops.log_softmax(logits if self.replacement else unvisited, axis=1)
-            if training:
+            if draw is not None:
                 probabilities = ops.reshape(ops.exp(logs), (batch, height, width))
                 own = keys(draws[:, 0], draws[:, 1], ops.full((batch,), turn, "int32"))
                 cell = sample_cells(probabilities, 1, replacement=True, keys=own)  # (B, 1)
@@ -169,6 +174,7 @@ class RecurrentSampler(keras.layers.Layer):
         features: Any,
         examples: Any = None,
         read: Callable[[Any], Any] | None = None,
+        draw: Any = None,
         training: bool | None = None,
         return_attention_scores: bool = False,
     ) -> tuple:
