@@ -124,8 +124,7 @@ class AttentionSampler(keras.layers.Layer):
             draw = self.step + 0  # its value before the count
             self.step.assign(self.step + 1)
         if draw is None:
-            distance = self._distance(map_size, image_size) if self.nms else 1
-            cells = greedy_cells(attention, self.patches, distance)
+            cells = greedy_cells(attention, self.patches, self._distance(attention.shape, image.shape))
         else:
             examples = ops.arange(ops.shape(attention)[0], dtype="int32") if examples is None else examples
             own = keys(self.seed, draw, examples)
@@ -140,17 +139,14 @@ class AttentionSampler(keras.layers.Layer):
         patches = ops.where(ops.expand_dims(some, (2, 3, 4)), patches, 0)
         return patches, ops.where(some, cells, 0), ops.where(some, log_probs, 0)
 
-    def _distance(self, map_size: tuple, image_size: tuple) -> int:
+    def _distance(self, attention_shape: tuple, image_shape: tuple) -> int:
         """Cells apart at which two patches do not overlap."""
+        if not self.nms:
+            return 1
         if self.stride is not None:
             return -(-self.patch_size // self.stride)
-        sizes = [*zip(map_size, image_size, strict=True)]
-        if not all(isinstance(size, int) for pair in sizes for size in pair):
-            raise ValueError(
-                "Where sizes are unknown, `nms` needs the side of a cell: give `stride`, or nms=False. "
-                f"Received: stride={self.stride}, nms={self.nms}"
-            )
-        return max(-(-self.patch_size * cells // pixels) for cells, pixels in sizes)
+        sides = zip(attention_shape[1:], image_shape[1:3], strict=True)
+        return max(-(-self.patch_size * cells // pixels) for cells, pixels in sides)
 
     def compute_output_shape(self, attention_shape: tuple, image_shape: tuple) -> tuple:
         """The shapes of patches, cells and log-probabilities."""
@@ -190,5 +186,11 @@ class AttentionSampler(keras.layers.Layer):
         if len(attention_shape) != 3 or len(image_shape) != 4:
             raise ValueError(
                 f"{self.name} takes attention (B, h, w) and images (B, H, W, C). Received: "
+                f"attention.shape={tuple(attention_shape)}, image.shape={tuple(image_shape)}"
+            )
+        if self.nms and self.stride is None and None in (*attention_shape[1:], *image_shape[1:3]):
+            raise ValueError(
+                f"Where sizes are unknown, {self.name} needs the side of a cell to keep patches apart: give "
+                f"`stride`, or nms=False. Received: stride={self.stride}, nms={self.nms}, "
                 f"attention.shape={tuple(attention_shape)}, image.shape={tuple(image_shape)}"
             )

@@ -7,10 +7,20 @@ import inspect
 
 import keras
 
+from keras_medattn.models.attention_sampling import AttentionNetwork, attention_network, feature_network
 from keras_medattn.models.attn_vgg import AttnVGG
 from keras_medattn.models.mims import MIMS
 
-__all__ = ["MIMS", "SYSTEMS", "AttnVGG", "arguments", "system"]
+__all__ = [
+    "MIMS",
+    "SYSTEMS",
+    "AttentionNetwork",
+    "AttnVGG",
+    "arguments",
+    "attention_network",
+    "feature_network",
+    "system",
+]
 
 SYSTEMS: dict[str, type[keras.Model]] = {"AttnVGG": AttnVGG, "MIMS": MIMS}
 

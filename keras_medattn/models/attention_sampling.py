@@ -68,6 +68,9 @@ class AttentionNetwork(keras.Model):
     def compute_output_shape(self, input_shape):
         return input_shape[:-1]
 
+    def compute_mask(self, inputs, previous_mask=None):
+        return None  # the map itself is 0 where the mask is false
+
 
 def attention_network(channels: int = 3) -> AttentionNetwork:
     """Make the attention network; for three channels it has exactly 1,513 trainable parameters.

@@ -29,7 +29,7 @@ def corner(index: int, side: Fraction, patch_size: int) -> int:
 
 def patch(image: Array, row: int, column: int, size: int) -> Array:
     """The square of `image (H, W, C)` with this corner, the image reflected at its borders."""
-    margin = size + max(image.shape)
+    margin = size + max(abs(row), abs(column))
     padded = np.pad(image, ((margin, margin), (margin, margin), (0, 0)), mode="reflect")
     return padded[row + margin : row + margin + size, column + margin : column + margin + size]
 
