@@ -106,7 +106,7 @@ class InstanceCrops(keras.layers.Layer):
         above = above_threshold(attention, self.threshold, self.level)
         members, sums, mask = heaviest_components(label_components(above), attention, self.k)
         edges = ops.cast(bounding_boxes(members), self._box_dtype)  # (B, k, 4), in cells
-        boxes = edges * self._pixels_a_cell(images, size)
+        boxes = edges * self._extent(images, size) / cells
         crops = crop_bilinear(images, boxes, self.crop_size, size)
         crops = ops.where(ops.expand_dims(mask, (2, 3, 4)), crops, 0)
         answer = ops.cast(crops, self.compute_dtype), boxes, mask
@@ -117,12 +117,12 @@ class InstanceCrops(keras.layers.Layer):
         share = sums / ops.expand_dims(ops.where(total > 0, total, 1), -1)
         return *answer, {"components": ops.max(ops.where(members, slots, 0), axis=1), "weights": share}
 
-    def _pixels_a_cell(self, images: Any, size: Any) -> Any:
-        """Pixels a cell along x, y, x, y: `(B or 1, 1, 4)`."""
+    def _extent(self, images: Any, size: Any) -> Any:
+        """The images' extent in pixels along x, y, x, y: `(B or 1, 1, 4)`."""
         if size is None:
             size = ops.expand_dims(ops.stack([ops.convert_to_tensor(n) for n in ops.shape(images)[1:3]]), 0)
         height, width = (ops.reshape(ops.cast(size[:, axis], self._box_dtype), (-1, 1)) for axis in (0, 1))
-        return ops.stack([width, height, width, height], axis=-1) / self.label_size
+        return ops.stack([width, height, width, height], axis=-1)
 
     @property
     def _box_dtype(self) -> str:

@@ -135,14 +135,15 @@ def test_long_paths_and_sorting_thresholds_exported(export, tmp_path):
 def test_with_gated_attention_in_one_compiled_model():
     """The loss trains the blocks that say where to look, beside the crops that they choose."""
     maps, images = keras.Input((7, 7, 8)), keras.Input((None, None, 3), dtype="uint8")
-    gate = GatedAttention()
+    gate = GatedAttention(dilations=(2,))
     gated, scores = gate(maps, return_attention_scores=True)
     crops, _, _ = InstanceCrops(k=2, crop_size=4, label_size=14)(scores["attention"], images)
     instances = keras.layers.Flatten()(keras.layers.Rescaling(1 / 255)(crops))
     pooled = keras.layers.GlobalAveragePooling2D()(gated)
     answer = keras.layers.Dense(2)(keras.layers.Concatenate()([pooled, instances]))
     model = keras.Model([maps, images], answer)
-    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True), jit_compile=True)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile("sgd", loss, jit_compile=True)
     data = [np.random.default_rng(0).gamma(2, size=(8, 7, 7, 8)).astype("float32"), _images(8, 90, 120, 3)]
     before = [convolution.kernel.numpy() for convolution in gate.convolutions]
     losses = model.fit(data, np.arange(8) % 2, epochs=4, verbose=0).history["loss"]
