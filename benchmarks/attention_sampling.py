@@ -4,10 +4,11 @@ Run from the project's folder, in the environment of `make setup-benchmarks`:
 `.venv-benchmarks/bin/python benchmarks/attention_sampling.py [--runs 9] [--part time|memory|large]`.
 
 8 images of 1388 x 1040, no repeats, overview by 5, 20 patches of 50, the networks of 1,513 and 7,459
-parameters. Inference chooses the most probable cells without overlap. A training step draws with replacement;
-its loss is the cross entropy of the weighted scores, plus the REINFORCE surrogate, plus 0.05 of the negative
-entropy; Adam. PyTorch does the same work, written plainly with its own layers, on float images, channels last;
-at inference it takes the plain top 20, which is less work. Memory is that above the state before the first step.
+parameters. Inference chooses the most probable cells without overlap. A training step draws with
+replacement; its loss is the cross entropy of the weighted scores, plus the REINFORCE surrogate, plus 0.05
+of the negative entropy; Adam. PyTorch does the same work, written plainly with its own layers, on float
+images, channels last; at inference it takes the plain top 20, which is less work. Memory is that above the
+state before the first step.
 """
 
 import argparse
