@@ -6,8 +6,8 @@ from typing import Any
 
 import keras
 
-from keras_medattn.ops.random import keys
-from keras_medattn.ops.sampling import sample_cells
+from keras_medattn.ops.random import keys, uniform
+from keras_medattn.ops.sampling import cells_at
 
 ops: Any = keras.ops  # a type checker would infer its types from one backend
 
@@ -136,7 +136,8 @@ class RecurrentSampler(keras.layers.Layer):
             self.step.assign(self.step + 1)
         if draw is not None:
             examples = ops.arange(batch, dtype="int32") if examples is None else examples
-            draws = keys(self.seed, draw, examples)
+            levels = uniform(keys(self.seed, draw, examples), 2 * self.patches)
+            levels = ops.reshape(levels, (batch, 2, self.patches))
         state, visited = ops.zeros((batch, self.units), compute), ops.zeros((batch, count), "bool")
         shown, cells, log_probs, distributions = [], [], [], []
         for turn in range(self.patches):
@@ -148,8 +149,7 @@ class RecurrentSampler(keras.layers.Layer):
             logs = ops.log_softmax(logits if self.replacement else unvisited, axis=1)
             if draw is not None:
                 probabilities = ops.reshape(ops.exp(logs), (batch, height, width))
-                own = keys(draws[:, 0], draws[:, 1], ops.full((batch,), turn, "int32"))
-                cell = sample_cells(probabilities, 1, replacement=True, keys=own)  # (B, 1)
+                cell = cells_at(probabilities, levels[:, :, turn : turn + 1])  # (B, 1)
             else:
                 cell = ops.top_k(ops.stop_gradient(unvisited), 1)[1]  # (B, 1)
             here = numbers == cell  # (B, h w)

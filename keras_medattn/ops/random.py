@@ -29,7 +29,7 @@ def threefry(key: tuple[Any, Any], counter: tuple[Any, Any]) -> tuple[Any, Any]:
     >>> [hex(int(each[0]) % 2**32) for each in threefry((word, word), (word, word))]
     ['0x6b200159', '0x99ba4efe']
     """
-    last = ops.bitwise_xor(ops.bitwise_xor(key[0], key[1]), ops.full_like(key[0], _PARITY))
+    last = ops.bitwise_xor(ops.bitwise_xor(key[0], key[1]), _PARITY)
     words = (key[0], key[1], last)
     left, right = counter[0] + words[0], counter[1] + words[1]
     for turn in range(20):
@@ -91,7 +91,7 @@ def uniform(keys: Any, count: Any) -> Any:
     words = threefry((keys[:, :1] + zeros, keys[:, 1:] + zeros), (counter + zeros, zeros))
     bits = ops.concatenate(words, axis=1)[:, :count]
     high = ops.cast(_shift_right(bits, 16), "float32") * 2.0**-16  # each step but the sum is exact
-    low = (ops.cast(ops.bitwise_and(bits, ops.full_like(bits, 0xFFFF)), "float32") + 0.5) * 2.0**-32
+    low = (ops.cast(ops.bitwise_and(bits, 0xFFFF), "float32") + 0.5) * 2.0**-32
     return ops.minimum(high + low, 1 - 2.0**-24)  # the sum may round to 1
 
 
@@ -104,10 +104,8 @@ def _word(number: Any) -> Any:
 
 def _shift_right(word: Any, by: int) -> Any:
     """A shift that fills up with zeros: int32's own repeats the sign."""
-    shifted = ops.bitwise_right_shift(word, ops.full_like(word, by))
-    return ops.bitwise_and(shifted, ops.full_like(word, 2 ** (32 - by) - 1))
+    return ops.bitwise_and(ops.bitwise_right_shift(word, by), 2 ** (32 - by) - 1)
 
 
 def _rotate(word: Any, by: int) -> Any:
-    left = ops.bitwise_left_shift(word, ops.full_like(word, by))
-    return ops.bitwise_or(left, _shift_right(word, 32 - by))
+    return ops.bitwise_or(ops.bitwise_left_shift(word, by), _shift_right(word, 32 - by))

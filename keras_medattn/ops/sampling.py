@@ -19,12 +19,11 @@ BASELINES = ("leave_one_out", "batch_mean", "z_score")
 def sample_cells(attention: Any, patches: int, replacement: bool, keys: Any) -> Any:
     """Draws cells with the probabilities of an attention map.
 
-    With replacement the draws are independent: `P(cell) = a[cell]`, by the inverse of the distribution
-    function of the rows and then of the cells of the drawn row. Without replacement each draw leaves its cell
-    out of the later ones, `P(cell_t | earlier) = a[cell_t] / (1 - sum_(s < t) a[cell_s])`, by the P smallest
-    of `e / a` with e exponential (the Gumbel top-k trick). A cell of probability 0 is never drawn while there
-    is one of positive probability left. Without replacement, and fewer than P of those, cells of probability
-    0 fill up the rest: they weigh nothing in any estimate here.
+    With replacement the draws are independent: `P(cell) = a[cell]`, by `cells_at`. Without replacement each
+    draw leaves its cell out of the later ones, `P(cell_t | earlier) = a[cell_t] / (1 - sum_(s < t)
+    a[cell_s])`, by the P smallest of `e / a` with e exponential (the Gumbel top-k trick). A cell of
+    probability 0 is never drawn while there is one of positive probability left. Without replacement, and
+    fewer than P of those, cells of probability 0 fill up the rest: they weigh nothing in any estimate here.
 
     Args:
         attention: Float tensor `(B, h, w)`, not negative. It need not sum to 1.
@@ -53,11 +52,35 @@ def sample_cells(attention: Any, patches: int, replacement: bool, keys: Any) -> 
         exponential = -ops.log1p(-uniform(keys, height * width))
         scores = ops.log(ops.maximum(flat, _FLOOR)) - ops.log(exponential)
         return ops.top_k(ops.where(flat > 0, scores, -1e30), patches)[1]
-    levels = uniform(keys, 2 * patches)
-    rows = _invert(ops.expand_dims(ops.sum(attention, axis=2), 1), levels[:, :patches])  # (B, P)
+    return cells_at(attention, ops.reshape(uniform(keys, 2 * patches), (batch, 2, patches)))
+
+
+def cells_at(attention: Any, levels: Any) -> Any:
+    """The cells that an attention map gives to uniform numbers, by the inverse of its distribution function.
+
+    The first number of a pair decides the row, `sum_(r < row) a_r <= level sum_r a_r < sum_(r <= row) a_r`,
+    the second one in the same way the cell of the row: both sums are short, and so precise, on a map of
+    millions of cells.
+
+    Args:
+        attention: Float tensor `(B, h, w)`, not negative. It need not sum to 1.
+        levels: Float tensor `(B, 2, P)` of numbers in (0, 1).
+
+    Returns:
+        Cells `(B, P)` int32, without a gradient, of positive probability where there are any.
+
+    Example:
+
+    >>> attention = ops.convert_to_tensor([[[0.0, 1.0], [0.0, 3.0]]])
+    >>> [int(cell) for cell in cells_at(attention, ops.convert_to_tensor([[[0.2, 0.3], [0.5, 0.5]]]))[0]]
+    [1, 3]
+    """
+    attention = ops.stop_gradient(_as_map(attention))
+    batch, height, width = ops.shape(attention)
+    rows = _invert(ops.expand_dims(ops.sum(attention, axis=2), 1), levels[:, 0])  # (B, P)
     starts = ops.expand_dims(ops.arange(batch, dtype="int32") * height, 1)
     drawn = ops.take(ops.reshape(attention, (batch * height, width)), starts + rows, axis=0)  # (B, P, w)
-    return rows * width + _invert(drawn, levels[:, patches:])
+    return rows * width + _invert(drawn, levels[:, 1])
 
 
 def log_probabilities(attention: Any, cells: Any, replacement: bool) -> Any:

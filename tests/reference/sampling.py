@@ -33,15 +33,15 @@ def uniform(key: tuple[int, int], count: int) -> Array:
 
 def draw(attention: Array, key: tuple[int, int], patches: int = 1) -> Array:
     """Cells of `attention (h, w)`: by the distribution of the rows, then of the cells of the row."""
-    levels = uniform(key, 2 * patches)
+    levels = uniform(key, 2 * patches).reshape(2, patches)
+    return np.array([_cell_at(attention, *pair) for pair in levels.T])
+
+
+def _cell_at(attention: Array, of_row: float, of_column: float) -> int:
     sums = np.cumsum(attention.sum(axis=1, dtype="float64"))
-    cells = []
-    for of_row, of_column in zip(levels[:patches], levels[patches:], strict=True):
-        row = np.searchsorted(sums, of_row * sums[-1], side="right")
-        columns = np.cumsum(attention[row], dtype="float64")
-        column = np.searchsorted(columns, of_column * columns[-1], side="right")
-        cells.append(row * attention.shape[1] + column)
-    return np.array(cells)
+    row = np.searchsorted(sums, of_row * sums[-1], side="right")
+    columns = np.cumsum(attention[row], dtype="float64")
+    return int(row * attention.shape[1] + np.searchsorted(columns, of_column * columns[-1], side="right"))
 
 
 def draw_distinct(attention: Array, key: tuple[int, int], patches: int) -> Array:
@@ -124,6 +124,7 @@ def _draws(weights, a, maps, key, patches, units, replacement):
         weights["kernel"], [channels, channels + 2, channels + 3]
     )
     h, visited = np.zeros(units), np.zeros((height, width))
+    levels = None if key is None else uniform(key, 2 * patches).reshape(2, patches)
     seen, cells, log_probs = [], [], []
     for turn in range(patches):
         hidden = maps @ of_features + place @ of_place + visited[..., None] * of_visited + h @ of_state
@@ -132,10 +133,10 @@ def _draws(weights, a, maps, key, patches, units, replacement):
         drawable = real if replacement else fresh
         probabilities = np.where(drawable, np.exp(logits - logits[drawable].max()), 0)
         probabilities /= probabilities.sum()
-        if key is None:
+        if levels is None:
             cell = int(np.argmax(np.where(fresh, logits, -np.inf)))
         else:
-            [cell] = draw(probabilities, threefry(key, (turn, 0)))
+            cell = _cell_at(probabilities, *levels[:, turn])
         row, column = divmod(cell, width)
         cells.append(cell)
         log_probs.append(np.log(probabilities[row, column]))
