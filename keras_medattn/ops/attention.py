@@ -7,7 +7,7 @@ import keras
 ops: Any = keras.ops  # a type checker would infer its types from one backend
 
 _WHOLE = 100_000_000  # scores up to which they are held as a whole (400 MB): some percent faster than blocks
-_HELD = 2**24  # scores of one block (67 MB): fewer are slower, more are hardly faster
+_HELD = 10_000_000  # scores of one block (40 MB): fewer are slower, more are hardly faster
 _LIKELY_BATCH = 32  # where it is unknown
 
 
@@ -43,7 +43,8 @@ def spatial_attention(query: Any, key: Any, value: Any, block: int | None = None
         query: Float tensor `(B, N, d)`.
         key: Float tensor `(B, M, d)`.
         value: Float tensor `(B, M, e)`.
-        block: Number of queries taken at once; by default as many as give 2^24 scores over the batch, or all.
+        block: Number of queries taken at once; by default all, or as many as give 10 million scores over the
+            batch.
 
     Returns:
         Tensor `(B, N, e)` in `value`'s dtype. Sums are taken in float32 or better.
@@ -111,9 +112,8 @@ def _rows(query: Any, key: Any) -> Any:
 
 
 def _at_most(rows: Any, length: Any) -> Any:
-    return (
-        min(rows, length) if isinstance(rows, int) and isinstance(length, int) else ops.minimum(rows, length)
-    )
+    known = isinstance(rows, int) and isinstance(length, int)
+    return min(rows, length) if known else ops.minimum(rows, length)
 
 
 def _in_blocks(query: Any, key: Any, value: Any, rows: Any) -> Any:
@@ -131,17 +131,16 @@ def _in_blocks(query: Any, key: Any, value: Any, rows: Any) -> Any:
 
         def gradient(*args: Any, upstream: Any = None) -> Any:
             upstream = args[0] if upstream is None else upstream
+            # d out_n / d score_nm takes off a mean over m, which is upstream_n . out_n; the ones bring it in
             mean = ops.sum(upstream * kept, axis=-1, keepdims=True)
-            values = ops.transpose(
-                ops.concatenate([value, ops.ones_like(value[..., :1])], axis=-1), (0, 2, 1)
-            )
+            values = ops.concatenate([value, ops.ones_like(value[..., :1])], axis=-1)  # (B, M, e + 1)
 
             def change(front: Any, start: Any) -> tuple:
                 queries, (batch, size, _) = front[..., :depth], ops.shape(front)
                 above = ops.slice(upstream, (0, start, 0), (batch, size, width))
                 scores = spatial_scores(queries, key)
-                # the last column takes off the mean
-                slopes = scores * ops.matmul(ops.concatenate([above, front[..., depth:]], axis=-1), values)
+                above_and_mean = ops.concatenate([above, front[..., depth:]], axis=-1)  # (B, rows, e + 1)
+                slopes = scores * ops.matmul(above_and_mean, ops.transpose(values, (0, 2, 1)))
                 return (
                     ops.matmul(slopes, key),
                     ops.matmul(ops.transpose(slopes, (0, 2, 1)), queries),
