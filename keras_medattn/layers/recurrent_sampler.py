@@ -18,8 +18,9 @@ class RecurrentSampler(keras.layers.Layer):
 
     `logits_t = log a + v . tanh(W [features, place, visited_t, h_t] + b)`, `cell_t ~ softmax(logits_t)`,
     `h_(t+1) = GRU([seen_t, place of cell_t], h_t)`, `h_1 = 0`: the conditional sampling that Sinigaglia
-    (section XI.B of his report on attention sampling) proposes and leaves open. So a second patch can be
-    drawn near the first one, where both show the same object, and not in another mode of the attention.
+    (Scaling mega-pixel images classification via attention sampling, XI.B) proposes and leaves open. So a
+    second patch can be drawn near the first one, where both show the same object, and not in another mode
+    of the attention.
 
     W is a 1x1 convolution. The tanh is needed: the softmax would take a linear `W h` off again, as it is the
     same in all cells. v starts at 0: at first the cells are drawn from `a` alone. A place is row and column,

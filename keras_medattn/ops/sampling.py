@@ -124,9 +124,8 @@ def log_probabilities(attention: Any, cells: Any, replacement: bool) -> Any:
     others = ops.sum(ops.reshape(others, (batch, height * width)), axis=1, keepdims=True)
     later = ops.flip(ops.cumsum(ops.flip(ops.stop_gradient(drawn), 1), axis=1), 1)
     before = ops.cumsum(drawn, axis=1) - drawn
-    left = (
-        others + later - (before - ops.stop_gradient(before))
-    )  # the value of what is left, the gradient of 1 - cum
+    # The sum of the cells that are left, with the gradient of 1 - cum.
+    left = others + later - (before - ops.stop_gradient(before))
     return logs - ops.log(ops.maximum(left, _FLOOR))
 
 

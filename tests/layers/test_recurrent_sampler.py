@@ -127,6 +127,24 @@ def test_cells_that_run_out_are_drawn_again_and_empty_ones_never():
         assert np.isfinite(log_probs).all()
 
 
+def test_what_empty_cells_hold_enters_no_gradient():
+    attention, features = _maps(3)
+    attention[:, 1:] = 0
+    layer = RecurrentSampler(3, seed=0)
+    layer(attention, features)
+    conformance.randomise(layer)
+    gradients = []
+    for held in (0, np.nan):
+        features[:, 1:] = held
+        with tf.GradientTape() as tape:
+            seen, _, log_probs = layer(attention, features, training=True, draw=0)
+            loss = tf.reduce_sum(seen) + tf.reduce_sum(log_probs)
+        gradients.append(tape.gradient(loss, [weight.value for weight in layer.trainable_weights]))
+    for expected, found in zip(*gradients, strict=True):
+        assert np.abs(expected).max() > 0
+        np.testing.assert_array_equal(found, expected)
+
+
 def test_symbolic_answers_have_the_shapes_and_types_of_the_eager_ones():
     layer = RecurrentSampler(3, patch_features=5, dtype="mixed_bfloat16")
     inputs = keras.Input((None, 4)), keras.Input((None, 4, 2))
@@ -167,6 +185,14 @@ def test_training_draws_the_second_object():
     rewards = [float(step()) for _ in range(250)]
     assert np.mean(rewards[:20]) < 0.1
     assert np.mean(rewards[-20:]) > 0.5
+
+
+def test_parameters_are_those_of_the_convolution_and_the_gru():
+    channels, seen, units = 32, 7, 16
+    layer = RecurrentSampler(2, units=units, patch_features=seen)
+    layer.build((None, None, None), (None, None, None, channels))
+    count = sum(int(np.prod(weight.shape)) for weight in layer.trainable_weights)
+    assert count == (channels + 3 + units) * units + 2 * units + 3 * units * (seen + units + 4)
 
 
 @pytest.mark.parametrize(

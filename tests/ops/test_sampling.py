@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from keras_medattn import ops
 from keras_medattn.ops import random
-from keras_medattn.ops.sampling import advantages
+from keras_medattn.ops.sampling import advantages, cells_at
 
 RNG = np.random.default_rng(0)
 LOGITS = RNG.normal(size=12)
@@ -219,9 +219,16 @@ def test_millions_of_cells_are_drawn_precisely(replacement):
     assert scipy.stats.chisquare(stripes).pvalue > 0.01
 
 
+def test_the_ends_of_the_levels_fall_on_cells_that_have_attention():
+    maps = np.random.default_rng(9).random((2000, 5, 7)).astype("float32")
+    maps[:, [0, 4]] = maps[:, :, [0, 6]] = 0
+    levels = np.tile(np.array([2.0**-33, 1 - 2.0**-24], "float32"), (2000, 2, 1))
+    np.testing.assert_array_equal(cells_at(maps, levels), np.tile([8, 26], (2000, 1)))
+
+
 def test_without_replacement_empty_cells_come_last():
     attention = np.zeros((50, 3, 4), "float32")
-    attention[:, 1, 1:3] = [1e-20, 1]
+    attention[:, 1, 1:3] = [1e-28, 1]
     keys = random.keys(5, 0, np.arange(50))
     cells = ops.sample_cells(attention, 12, False, keys).numpy()
     np.testing.assert_array_equal(np.sort(cells, axis=1), np.tile(np.arange(12), (50, 1)))
