@@ -422,6 +422,6 @@ def _invert(weights: Any, level: Any) -> Any:
     Indices of weight 0 are left out on purpose: parallel cumulative sums need not stand still there.
     """
     reached = ops.where(weights > 0, ops.cumsum(weights, axis=2), -1.0)
-    # 1 - 2^-23 of the total is below it, and so some index passes it.
-    goal = ops.minimum(ops.cast(level, weights.dtype), 1 - 2.0**-23) * ops.max(reached, axis=2)  # (B, P)
+    # No float32 level below 1 rounds to the total: some index passes it.
+    goal = ops.cast(level, weights.dtype) * ops.max(reached, axis=2)  # (B, P)
     return ops.argmax(ops.cast(reached > ops.expand_dims(goal, 2), "int32"), axis=2)
