@@ -15,7 +15,7 @@ ops: Any = keras.ops  # a type checker would infer its types from one backend
 HOST = "cpu:0"  # where tiles stay; one block at a time goes to the device
 _POINTS = (0, 1, -1, 2, -2, 0.5, -0.5)
 _ROWS = {3: 4, 5: 2, 7: 2}  # kernel size -> rows of a tile's answer: at most 8 points, for float32's sake
-_POSITIONS = 448  # of a block, about: measured fastest from 224 to 896
+_POSITIONS, _NUMBERS = 1792, 2**24  # of a block, at most, where a row of tiles allows; fastest of 224 to 3584
 
 
 @functools.cache
@@ -59,7 +59,8 @@ def tiles_shape(height: int, width: int, features: int, kernel_size: int) -> tup
     """`(blocks, n, g, W, F)`: a block has g tiles of n transformed rows each."""
     rows, count = tile_transforms(kernel_size)[2].shape
     tiles = -(-height // rows)
-    group = min(max(_POSITIONS // width, 1), tiles)
+    group = min(_POSITIONS // width, _NUMBERS // (count * width * features), tiles)
+    group = max(group, 1)
     return -(-tiles // group), count, group, width, features
 
 
@@ -77,7 +78,7 @@ def pixel_tiles(pixels: np.ndarray, kernel_size: int, out: np.ndarray | None = N
     Example:
 
     >>> pixel_tiles(np.ones((224, 224, 6), "float32"), kernel_size=3).shape
-    (28, 6, 2, 224, 6)
+    (7, 6, 8, 224, 6)
     """
     height, width, features = pixels.shape
     inputs, _, outputs = tile_transforms(kernel_size)
@@ -173,8 +174,9 @@ def _moved(maps: Any, columns: int) -> Any:
     """`(n, g, W, K)` moved to the right, with zeros for what comes in."""
     if columns == 0:
         return maps
-    kept = maps[:, :, :-columns] if columns > 0 else maps[:, :, -columns:]
-    return ops.pad(kept, ((0, 0), (0, 0), (max(columns, 0), max(-columns, 0)), (0, 0)))
+    left, right = max(columns, 0), max(-columns, 0)
+    padded = ops.pad(maps, ((0, 0), (0, 0), (left, right), (0, 0)))
+    return padded[:, :, right : right + maps.shape[2]]
 
 
 def pixel_mask(maps: Any, biases: Any, kernels: Any, dense: bool = False) -> Any:
