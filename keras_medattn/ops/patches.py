@@ -241,21 +241,21 @@ def _average_pool(image: Any, stride: int) -> Any:
 
 
 def _pool_bands(image: Any, stride: int) -> Any:
-    """The average pool of an integer image, band by band of rows."""
+    """The average pool of an integer image, band by band of an image's rows."""
     batch, height, width, channels = ops.shape(image)
     rows, columns = height // stride, width // stride
-    each = _at_least(_BAND // (batch * stride * width * channels), 1)  # rows of cells in a band
+    each = _at_least(_BAND // (stride * width * channels), 1)  # rows of cells in a band
     each = min(each, rows) if isinstance(each, int) and isinstance(rows, int) else ops.minimum(each, rows)
     bands = -(-rows // each)
 
     def band(index: Any) -> Any:
         first = (
-            ops.minimum(index * each, rows - each) * stride
-        )  # the last band begins before the end of another
-        pixels = ops.slice(image, (0, first, 0, 0), (batch, each * stride, width, channels))
-        return _average_pool(ops.cast(pixels, "float32"), stride)  # (B, each, w, C)
+            ops.minimum(index % bands * each, rows - each) * stride
+        )  # the last one reaches into the one before
+        pixels = ops.slice(image, (index // bands, first, 0, 0), (1, each * stride, width, channels))
+        return _average_pool(ops.cast(pixels, "float32"), stride)  # (1, each, w, C)
 
-    cells = ops.transpose(ops.map(band, ops.arange(bands, dtype="int32")), (1, 0, 2, 3, 4))
+    cells = ops.map(band, ops.arange(batch * bands, dtype="int32"))
     cells = ops.reshape(cells, (batch, bands * each, columns, channels))
     index = ops.arange(rows, dtype="int32")
     overlap = ops.where(index // each == bands - 1, bands * each - rows, 0)
