@@ -126,6 +126,7 @@ def convolve_tiles(tiles: Any, kernel: Any, height: int) -> Any:
     _, taps, outputs = tile_transforms(size)
     taps, outputs = ops.convert_to_tensor(taps, wide), ops.convert_to_tensor(outputs, wide)
     rows, reach = outputs.shape[0], size // 2
+    missing = blocks * group * rows - height  # rows that fill up the last block
 
     def block(index: Any) -> Any:
         with keras.device(HOST):
@@ -144,12 +145,13 @@ def convolve_tiles(tiles: Any, kernel: Any, height: int) -> Any:
             return ops.transpose(ops.reshape(maps, (rows, group, width, channels)), (1, 0, 2, 3))
 
         maps = ops.map(forward, ops.arange(blocks, dtype="int32"))  # (blocks, g, m, W, K)
-        maps = ops.reshape(maps, (1, blocks * group * rows, width, channels))[:, :height]
+        maps = ops.reshape(maps, (1, height + missing, width, channels))
+        maps = maps[:, :height] if missing else maps
 
         def gradient(*args: Any, upstream: Any = None) -> Any:
             upstream = args[0] if upstream is None else upstream
-            missing = blocks * group * rows - height
-            upstream = ops.pad(upstream, ((0, 0), (0, missing), (0, 0), (0, 0)))
+            if missing:
+                upstream = ops.pad(upstream, ((0, 0), (0, missing), (0, 0), (0, 0)))
             upstream = ops.reshape(upstream, (blocks, group, rows, width, channels))
 
             def backward(index: Any, total: Any) -> Any:
