@@ -138,9 +138,10 @@ def convolve_tiles(tiles: Any, kernel: Any, height: int) -> Any:
         narrow = ops.cast(weights, dtype)
 
         def forward(index: Any) -> Any:
-            products = ops.cast(ops.matmul(block(index), narrow), wide)  # (n, g W, r K)
+            products = ops.matmul(block(index), narrow)  # (n, g W, r K)
             products = ops.reshape(products, (count, group, width, size, channels))
-            maps = sum(_moved(products[:, :, :, tap], reach - tap) for tap in range(size))
+            moved = [_moved(products[:, :, :, tap], reach - tap) for tap in range(size)]
+            maps = sum(ops.cast(maps, wide) for maps in moved)  # (n, g, W, K)
             maps = ops.matmul(outputs, ops.reshape(maps, (count, -1)))  # (m, g W K)
             return ops.transpose(ops.reshape(maps, (rows, group, width, channels)), (1, 0, 2, 3))
 
