@@ -6,8 +6,8 @@ Run from the project's folder, in the environment of `make setup-benchmarks`:
 8 images of 1388 x 1040, no repeats, overview by 5, 20 patches of 50, the networks of 1,513 and 7,459
 parameters. Inference chooses the most probable cells without overlap. A training step draws with
 replacement; its loss is the cross entropy of the weighted scores, plus the REINFORCE surrogate, plus 0.05
-of the negative entropy; Adam. PyTorch does the same work, written plainly with its own layers, on float
-images, channels last; at inference it takes the plain top 20, which is less work. Memory is that above the
+of the negative entropy; Adam. PyTorch does the same work, written plainly with its own layers,
+channels last; at inference it takes the plain top 20, which is less work. Memory is that above the
 state before the first step.
 """
 
@@ -111,8 +111,8 @@ def whole(training: bool) -> measure.Step:
     return lambda: step().numpy()
 
 
-def pytorch(training: bool) -> measure.Step:
-    """Attention sampling in plain PyTorch, channels last."""
+def pytorch(training: bool, dtype: str = "uint8") -> measure.Step:
+    """Attention sampling in plain PyTorch, channels last. Its layers take no bytes: a step converts them."""
     import torch
     from torch import nn
     from torch.nn import functional
@@ -143,10 +143,13 @@ def pytorch(training: bool) -> measure.Step:
     weights = [*attend.parameters(), *features.parameters()]
     assert [sum(w.numel() for w in network.parameters()) for network in (attend, features)] == [1513, 7459]
     optimizer = torch.optim.Adam(weights)
-    pixels = torch.from_numpy(images("float32") / 255).permute(0, 3, 1, 2)  # channels last
+    given = torch.from_numpy(images(dtype)).permute(0, 3, 1, 2)  # channels last
+    if dtype != "uint8":
+        given /= 255
     truth = torch.from_numpy(labels()).long()
 
     def forward() -> tuple:
+        pixels = given.float() / 255 if dtype == "uint8" else given
         logits = attend(functional.avg_pool2d(pixels, STRIDE))
         columns = logits.shape[3]
         log_attention = functional.log_softmax(logits.flatten(1), 1)
@@ -208,7 +211,8 @@ def timings(runs: int) -> None:
         steps: dict[str, Callable] = {
             "sampling, uint8": sampling(training),
             "sampling, float32": sampling(training, "float32"),
-            "PyTorch": pytorch(training),
+            "PyTorch, uint8": pytorch(training),
+            "PyTorch, float32": pytorch(training, "float32"),
             "whole image": whole(training),
         }
         own, *others = (found := measure.times(steps, runs)).values()
@@ -228,7 +232,7 @@ def memories() -> None:
         rows = [
             ["sampling, uint8", own, 1.0],
             ["whole image", other, own / other],
-            ["PyTorch", peer, own / peer],
+            ["PyTorch, uint8", peer, own / peer],
         ]
         title = "training step" if training else "inference"
         measure.table(f"memory of a first {title}", ["", "MiB", "sampling / it"], rows)

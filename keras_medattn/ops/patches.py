@@ -12,7 +12,7 @@ import keras
 
 ops: Any = keras.ops  # a type checker would infer its types from one backend
 
-_BAND = 2**20  # numbers of an image that are float at one time: they fit into the processor's cache
+_BAND = 2**21  # numbers of a band in float; 8 MiB, which stay in a processor's cache until they are pooled
 
 
 def overview(image: Any, stride: int, size: Any = None) -> Any:
@@ -247,11 +247,10 @@ def _pool_bands(image: Any, stride: int) -> Any:
     each = _at_least(_BAND // (stride * width * channels), 1)  # rows of cells in a band
     each = min(each, rows) if isinstance(each, int) and isinstance(rows, int) else ops.minimum(each, rows)
     bands = -(-rows // each)
+    each = -(-rows // bands)  # evenly, or the last ones would pool much of each other
 
     def band(index: Any) -> Any:
-        first = (
-            ops.minimum(index % bands * each, rows - each) * stride
-        )  # the last one reaches into the one before
+        first = ops.minimum(index % bands * each, rows - each) * stride  # the last overlaps the one before
         pixels = ops.slice(image, (index // bands, first, 0, 0), (1, each * stride, width, channels))
         return _average_pool(ops.cast(pixels, "float32"), stride)  # (1, each, w, C)
 
