@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 
-from keras_medattn.ops.gating import gated_attention
+from keras_medattn.ops.gating import dilated_convolution, gated_attention
 
 ops: Any = keras.ops  # a type checker would infer its types from one backend
 
@@ -82,22 +82,15 @@ class GatedAttention(keras.layers.Layer):
         self._check_maps(input_shape)
         channels = input_shape[-1]
         filters = self.filters or channels
-        self.convolutions, self.normalizations = [], []
-        for index, rate in enumerate(self.dilations):
-            convolution = keras.layers.Conv2D(
-                filters,
-                3,
-                padding="same",
-                dilation_rate=rate,
-                use_bias=False,  # the batch norm takes off any constant
-                data_format="channels_last",
-                dtype=self.dtype_policy,
-                name=f"conv_{index}",
+        self.kernels, self.normalizations = [], []  # no biases: the batch norm takes off any constant
+        for index in range(len(self.dilations)):
+            given = filters if index and self.sequential else channels
+            kernel = self.add_weight(
+                (3, 3, given, filters), initializer="glorot_uniform", name=f"kernel_{index}"
             )
             normalization = keras.layers.BatchNormalization(dtype=self.dtype_policy, name=f"bn_{index}")
-            convolution.build((None, None, None, filters if index and self.sequential else channels))
             normalization.build((None, None, None, filters))
-            self.convolutions.append(convolution)
+            self.kernels.append(kernel)
             self.normalizations.append(normalization)
         if self.reduce == "mean":
             start = 10 * filters**0.25 / math.sqrt(1 if self.sequential else len(self.dilations))
@@ -115,8 +108,11 @@ class GatedAttention(keras.layers.Layer):
         """The map M `(B, h, w)`."""
         dtype = keras.backend.result_type(self.compute_dtype, "float32")
         logits, features = 0, inputs
-        for convolution, normalization in zip(self.convolutions, self.normalizations, strict=True):
-            block = ops.relu(normalization(convolution(features), training=training))
+        for rate, kernel, normalization in zip(
+            self.dilations, self.kernels, self.normalizations, strict=True
+        ):
+            block = dilated_convolution(features, ops.convert_to_tensor(kernel), rate)
+            block = ops.relu(normalization(block, training=training))
             reduced = getattr(ops, self.reduce)(ops.cast(block, dtype), axis=-1)
             logits, features = (reduced, block) if self.sequential else (logits + reduced, inputs)
         return logits * ops.cast(self.temperature, dtype) if self.reduce == "mean" else logits

@@ -43,3 +43,34 @@ def gated_attention(x: Any, logits: Any) -> tuple[Any, dict[str, Any]]:
     }
     maps = {name: ops.cast(values, x.dtype) for name, values in maps.items()}
     return ops.cast(ops.reshape(gated, (batch, height, width, channels)), x.dtype), maps
+
+
+def dilated_convolution(x: Any, kernel: Any, rate: int) -> Any:
+    """The convolution "same" of maps by a 3 x 3 kernel with dilation: `y_p = sum_o x_(p + rate o) K_o`.
+
+    It is taken as nine products of matrices. On a CPU TensorFlow is several times slower at its own one's
+    gradient where maps are small and channels many, as at the end of a CNN.
+
+    Args:
+        x: Float tensor `(B, h, w, C)`.
+        kernel: Float tensor `(3, 3, C, F)`.
+        rate: Cells from one tap of the kernel to the next.
+
+    Returns:
+        Tensor `(B, h, w, F)`.
+
+    Example:
+
+    >>> x = ops.reshape(ops.convert_to_tensor([1.0, 2.0, 4.0, 8.0]), (1, 1, 4, 1))
+    >>> [float(value) for value in dilated_convolution(x, ops.ones((3, 3, 1, 1)), rate=2)[0, 0, :, 0]]
+    [5.0, 10.0, 5.0, 10.0]
+    """
+    _, height, width, _ = ops.shape(x)
+    channels, filters = kernel.shape[2:]
+    padded = ops.pad(x, ((0, 0), (rate, rate), (rate, rate), (0, 0)))
+    taps = ops.unstack(ops.reshape(kernel, (9, channels, filters)), 9)
+    places = [(row * rate, column * rate) for row in range(3) for column in range(3)]
+    return sum(
+        ops.matmul(padded[:, row : row + height, column : column + width], tap)
+        for (row, column), tap in zip(places, taps, strict=True)
+    )

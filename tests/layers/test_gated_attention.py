@@ -46,8 +46,8 @@ def test_the_sum_is_a_temperature_of_as_many_as_there_are_filters():
     layers = [GatedAttention(filters=6, reduce=reduce) for reduce in ("mean", "sum")]
     for layer in layers:
         layer.build(x.shape)
-    for ours, theirs in zip(layers[0].convolutions, layers[1].convolutions, strict=True):
-        ours.set_weights(theirs.get_weights())
+    for ours, theirs in zip(layers[0].kernels, layers[1].kernels, strict=True):
+        ours.assign(theirs)
     layers[0].temperature.assign(6)
     maps = [layer(x, training=True, return_attention_scores=True)[1]["semantic"] for layer in layers]
     np.testing.assert_allclose(*maps, rtol=1e-4, atol=1e-6)
@@ -82,7 +82,7 @@ def _kernel_gradients(x, start=None, **options):
     with tf.GradientTape() as tape:
         scores = head(tf.reduce_mean(layer(x, training=True), axis=(1, 2)))
         loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(np.arange(len(x)) % 5, scores))
-    kernels = [convolution.kernel.value for convolution in layer.convolutions]
+    kernels = [kernel.value for kernel in layer.kernels]
     return np.array([float(tf.norm(gradient)) for gradient in tape.gradient(loss, kernels)])
 
 

@@ -1,8 +1,10 @@
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from keras_medattn.ops import gated_attention
+from keras_medattn.ops.gating import dilated_convolution
 
 
 def _features(*shape, seed=0):
@@ -51,3 +53,22 @@ def test_sums_are_taken_in_float32(dtype):
     gated, maps = gated_attention(x, tf.zeros((1, 200, 200), dtype))
     assert gated.dtype == maps["gates"].dtype == dtype
     np.testing.assert_allclose(tf.cast(maps["gates"], "float32"), np.tanh(1), rtol=5e-3)
+
+
+@pytest.mark.parametrize("rate", [1, 2, 5])
+def test_dilated_convolution_is_keras_own(rate):
+    """In value and gradient, on maps smaller and larger than the kernel's reach."""
+    rng = np.random.default_rng(0)
+    x, kernel = tf.constant(rng.normal(size=(2, 6, 9, 4))), tf.constant(rng.normal(size=(3, 3, 4, 5)))
+    answers = []
+    for convolve in (
+        lambda: dilated_convolution(x, kernel, rate),
+        lambda: keras.ops.conv(x, kernel, padding="same", dilation_rate=rate, data_format="channels_last"),
+    ):
+        with tf.GradientTape() as tape:
+            tape.watch([x, kernel])
+            maps = convolve()
+            loss = tf.reduce_sum(tf.sin(maps))
+        answers.append([maps, *tape.gradient(loss, [x, kernel])])
+    for own, other in zip(*answers, strict=True):
+        np.testing.assert_allclose(own, other, rtol=1e-9, atol=1e-9)

@@ -31,7 +31,7 @@ def gated_attention(
     """The gated features and the maps."""
     blocks, features = [], x
     for d, rate in enumerate(dilations):
-        z = convolve_dilated(features if sequential else x, weights[f"conv_{d}/kernel"], rate)
+        z = convolve_dilated(features if sequential else x, weights[f"kernel_{d}"], rate)
         mean, variance = weights[f"bn_{d}/moving_mean"], weights[f"bn_{d}/moving_variance"]
         if training:
             mean, variance = z.mean(axis=(0, 1, 2)), z.var(axis=(0, 1, 2))
