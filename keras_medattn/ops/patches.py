@@ -19,8 +19,8 @@ def overview(image: Any, stride: int, size: Any = None) -> Any:
     """Averages an image over squares of `stride` x `stride` pixels, without overlap.
 
     `floor(H / stride)` rows and `floor(W / stride)` columns come out; the pixels that are left over fall
-    under no cell. An integer image is converted band by band: the whole of it never is in float. (LiteRT takes
-    that loop at known height and width only; cast the image first to export unknown ones.)
+    under no cell. An integer image is converted band by band: the whole of it never is in float. LiteRT takes
+    that loop at known height and width only: cast the image first to export unknown ones.
 
     Args:
         image: Tensor `(B, H, W, C)` of any type.
