@@ -9,6 +9,7 @@ import keras
 
 from keras_medattn.models.attention_sampling import AttentionNetwork, attention_network, feature_network
 from keras_medattn.models.attn_vgg import AttnVGG
+from keras_medattn.models.gated_fusion import GatedFusion, LossBalance
 from keras_medattn.models.mims import MIMS
 
 __all__ = [
@@ -16,13 +17,15 @@ __all__ = [
     "SYSTEMS",
     "AttentionNetwork",
     "AttnVGG",
+    "GatedFusion",
+    "LossBalance",
     "arguments",
     "attention_network",
     "feature_network",
     "system",
 ]
 
-SYSTEMS: dict[str, type[keras.Model]] = {"AttnVGG": AttnVGG, "MIMS": MIMS}
+SYSTEMS: dict[str, type[keras.Model]] = {"AttnVGG": AttnVGG, "GatedFusion": GatedFusion, "MIMS": MIMS}
 
 
 def system(name: str) -> type[keras.Model]:
