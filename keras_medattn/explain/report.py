@@ -33,7 +33,7 @@ class Finding:
         path: the image.
         probabilities: `(C,)`.
         predicted: the class of the highest score.
-        argued: `(h, w)` contributions of the primary maps' cells to that class.
+        argued: `(h, w)` contributions of the primary maps' cells to that class; or the model's own attention.
         size: height and width of the image in pixels.
         boxes: `(K, 4)` in its pixels, those that weigh most first; empty where the model has none, or where
             another class than the predicted one was asked for.
@@ -164,9 +164,7 @@ def findings(
 
     @tf.function(reduce_retracing=True)
     def look(images, classes):
-        found = heatmaps.contributions(model, images, classes if class_index is not None else None)
-        named = model.explain(images)
-        return found | {key: named[key] for key in ("boxes", "weights") if key in named}
+        return heatmaps.evidence(model, images, classes if class_index is not None else None)
 
     classes = tf.constant([class_index or 0], tf.int64)
     for path in paths:

@@ -68,14 +68,13 @@ class Exported(tf.Module):
     def explain(self, image_bytes):
         """Answer encoded images with the evidence for the predicted class."""
         images, sizes = self._decoded(image_bytes)
-        found = heatmaps.contributions(self.model, images)
+        found = heatmaps.evidence(self.model, images)
         answers = self._answers(found["scores"])
         answers["attention"] = heatmaps.attention(found["contributions"])
-        named = self.model.explain(images)
-        if "boxes" in named:
+        if "boxes" in found:
             ratio = tf.cast(sizes, tf.float32) / tf.constant(self.image_size, tf.float32)  # (B, 2)
-            answers["boxes"] = named["boxes"] * tf.tile(ratio[:, None, ::-1], (1, 1, 2))  # x, y, x, y
-            answers["weights"] = named["weights"]
+            answers["boxes"] = found["boxes"] * tf.tile(ratio[:, None, ::-1], (1, 1, 2))  # x, y, x, y
+            answers["weights"] = found["weights"]
         return answers
 
     def _decoded(self, image_bytes):

@@ -7,7 +7,12 @@ import inspect
 
 import keras
 
-from keras_medattn.models.attention_sampling import AttentionNetwork, attention_network, feature_network
+from keras_medattn.models.attention_sampling import (
+    AttentionNetwork,
+    AttentionSampling,
+    attention_network,
+    feature_network,
+)
 from keras_medattn.models.attn_vgg import AttnVGG
 from keras_medattn.models.gated_fusion import GatedFusion, LossBalance
 from keras_medattn.models.mims import MIMS
@@ -16,6 +21,7 @@ __all__ = [
     "MIMS",
     "SYSTEMS",
     "AttentionNetwork",
+    "AttentionSampling",
     "AttnVGG",
     "GatedFusion",
     "LossBalance",
@@ -25,7 +31,12 @@ __all__ = [
     "system",
 ]
 
-SYSTEMS: dict[str, type[keras.Model]] = {"AttnVGG": AttnVGG, "GatedFusion": GatedFusion, "MIMS": MIMS}
+SYSTEMS: dict[str, type[keras.Model]] = {
+    "AttentionSampling": AttentionSampling,
+    "AttnVGG": AttnVGG,
+    "GatedFusion": GatedFusion,
+    "MIMS": MIMS,
+}
 
 
 def system(name: str) -> type[keras.Model]:

@@ -6,6 +6,7 @@ import csv
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -38,14 +39,14 @@ class Keeper(keras.callbacks.Callback):
     leaves out the best value and the patience used so far.
 
     Args:
-        whole: the model to save as the best one; the fitted model may be a part of it.
+        whole: what to save as the best one, by its `save(path)`; the fitted model may be a part of it.
         folder: of the run.
         monitor: the figure to watch: `val_auroc`, `val_loss`, or `epoch`: the last is the best.
         patience: epochs without a better one.
         seed: fixes dropout, with the epoch.
     """
 
-    def __init__(self, whole: keras.Model, folder: Path, monitor: str, patience: int, seed: int):
+    def __init__(self, whole: Any, folder: Path, monitor: str, patience: int, seed: int):
         super().__init__()
         self.whole, self.folder = whole, folder
         self.monitor, self.patience, self.seed = monitor, patience, seed

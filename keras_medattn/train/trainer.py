@@ -15,15 +15,28 @@ from keras_medattn.data.manifest import Manifest
 from keras_medattn.models import backbones
 from keras_medattn.train import inputs
 from keras_medattn.train.callbacks import Keeper, Line, Validate
-from keras_medattn.train.recipe import Recipe
+from keras_medattn.train.recipe import Recipe, RecipeError
 
 
 def build(recipe: Recipe, num_classes: int) -> keras.Model:
-    """Build the recipe's model; its weights are a function of the seed."""
+    """Build the recipe's model; its weights are a function of the seed.
+
+    Raises:
+        RecipeError: the recipe freezes or caches what this system cannot.
+    """
     keras.utils.set_random_seed(recipe.train.seed)
     settings = {key: value for key, value in recipe.model.items() if key != "system"}
     model = models.system(recipe.model["system"])(num_classes, **settings)
     model.build((None, *recipe.data.image_size, 3))
+    train, name = recipe.train, recipe.model["system"]
+    if train.frozen_stride and not hasattr(model, "backbone"):
+        raise RecipeError(
+            f"train.frozen_stride must be 0: {name} has no backbone. Received: {train.frozen_stride}"
+        )
+    if train.cached_views and _has_own_loss(model):
+        raise RecipeError(
+            f"train.cached_views must be 0: {name} reads the image itself. Received: {train.cached_views}"
+        )
     return model
 
 
@@ -34,7 +47,7 @@ def parts(model, frozen_stride: int) -> tuple[keras.Model | None, keras.Model | 
         `stem`, the frozen layers, and `rest`, the backbone's others; either may be None.
     """
     if not frozen_stride:
-        return None, model.backbone
+        return None, getattr(model, "backbone", None)
     if frozen_stride >= model.stride:
         model.backbone.trainable = False
         return model.backbone, None
@@ -46,13 +59,34 @@ def parts(model, frozen_stride: int) -> tuple[keras.Model | None, keras.Model | 
 def fitted_part(model, stem: keras.Model | None, rest: keras.Model | None, image_size) -> keras.Model:
     """What is compiled and fitted: the model from images on, or from a stem's maps on.
 
-    It shares the model's weights; the model itself is never compiled, so that it is saved bare.
+    It shares the model's weights; the model itself is not compiled, so that it is saved bare. A system with
+    a loss of its own has no such part: it is fitted itself, and `Bare` saves it.
     """
+    if _has_own_loss(model):
+        return model
     if stem is None:
         images = keras.Input((*image_size, 3), name="images")
         return keras.Model(images, model.score(model.features(images)))
     maps = keras.Input(stem.compute_output_shape((None, *image_size, 3))[1:], name="maps")
     return keras.Model(maps, model.score(maps if rest is None else rest(maps)))
+
+
+class Bare:
+    """Saves a compiled model as if it were not: Keras does not save two optimizers of one model.
+
+    Args:
+        model: the system that is fitted.
+    """
+
+    def __init__(self, model: keras.Model, image_size):
+        self.model = model
+        self.twin = type(model).from_config(model.get_config())
+        self.twin.build((None, *image_size, 3))
+
+    def save(self, path: Path) -> None:
+        """Write the model's weights, now, in a `.keras` file."""
+        self.twin.set_weights(self.model.get_weights())
+        self.twin.save(path)
 
 
 def optimizer(recipe: Recipe, model, steps: int) -> keras.Optimizer:
@@ -66,7 +100,8 @@ def optimizer(recipe: Recipe, model, steps: int) -> keras.Optimizer:
         return one
 
     top, below = adamw(train.learning_rate), adamw(train.learning_rate * train.backbone_rate)
-    own = {id(variable) for variable in model.backbone.trainable_variables}
+    backbone = getattr(model, "backbone", None)
+    own = set() if backbone is None else {id(variable) for variable in backbone.trainable_variables}
     if not own:
         return top
     # gradients scaled by a half would not do: Adam divides the factor out again
@@ -119,7 +154,8 @@ def fit(
         jit_compile=False,  # type: ignore[arg-type]
     )
     fitted.optimizer.build(fitted.trainable_variables)
-    keeper = Keeper(model, folder, settings.monitor, settings.patience, settings.seed)
+    whole = Bare(model, recipe.data.image_size) if fitted is model else model
+    keeper = Keeper(whole, folder, settings.monitor, settings.patience, settings.seed)
     keeper.set_model(fitted)
     start = keeper.restore()
     if start >= settings.epochs or keeper.done:
@@ -151,6 +187,10 @@ def fit(
             keras.callbacks.TensorBoard(str(folder / "tensorboard"), write_graph=False, profile_batch=0),
         ],
     )
+
+
+def _has_own_loss(model: keras.Model) -> bool:
+    return type(model).compute_loss is not keras.Model.compute_loss
 
 
 def _subset(fetch: pipeline.Fetch, places: list[int]) -> pipeline.Fetch:

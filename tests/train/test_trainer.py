@@ -121,6 +121,31 @@ def test_killed_run_goes_on_to_the_same_weights(tmp_path, tiny_set):
     assert histories[0] == histories[1]
 
 
+def test_stopped_run_of_a_system_with_a_loss_of_its_own_draws_on(tmp_path, tiny_set):
+    """Resumed after its first epoch it makes the draws, and the weights, of a run that was not stopped."""
+    model = {"system": "AttentionSampling", "patches": 3, "patch_size": 12, "stride": 4, "repeats": 2}
+    values = TINY | {"model": model, "train": {"epochs": 2, "batch_size": 8}}
+    tiny = recipe.from_dict(values)
+    [whole] = experiment.train(tiny, tiny_set, tmp_path / "whole", write=quiet)
+
+    def stop(line):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        experiment.train(tiny, tiny_set, tmp_path / "stopped", write=stop)
+    experiment.train(tiny, tiny_set, tmp_path / "stopped", resume=True, write=quiet)
+    states = [np.load(tmp_path / out / "checkpoint" / "state.npz") for out in ("whole", "stopped")]
+    assert int(states[0]["epochs"]) == 2
+    for name in states[0].files:
+        np.testing.assert_array_equal(states[0][name], states[1][name], err_msg=name)
+    assert not keras.saving.load_model(whole.best).compiled  # saved bare
+    frozen = recipe.from_dict(values | {"train": {"frozen_stride": 8}})
+    with pytest.raises(
+        RecipeError, match=r"train\.frozen_stride must be 0: AttentionSampling has no backbone"
+    ):
+        trainer.build(frozen, 2)
+
+
 def test_run_is_never_overwritten_and_resumes_only_itself(tmp_path, tiny_set, tiny_run):
     out = tiny_run.folder
     before = (out / "best.keras").read_bytes()
