@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,8 +22,8 @@ from keras_medattn.ops.comparison import wide
 
 ops: Any = keras.ops  # a type checker would infer its types from one backend
 
-ATTENTION = {
-    "gated": GatedAttention,
+ATTENTION: dict[str, Callable[..., keras.layers.Layer]] = {
+    "gated": functools.partial(GatedAttention, 512),  # as many filters as the paper's backbone has channels
     "non_local": NonLocal,
     "channel": ChannelSelfAttention,
     "dual": DualAttention,
@@ -58,8 +59,8 @@ class GatedFusion(keras.Model):
 
     Args:
         num_classes: scores to answer.
-        attention: `"gated"`, or of the paper's Table 2 `"non_local"`, `"channel"`, `"dual"`,
-            `"squeeze_excite"` or `"global_context"`; or a layer that answers as these do.
+        attention: `"gated"`, a `GatedAttention` of 512 filters; or of the paper's Table 2 `"non_local"`,
+            `"channel"`, `"dual"`, `"squeeze_excite"` or `"global_context"`; or a layer that answers as these.
         backbone: of the overview: a name that `backbones.backbone` knows, or a Keras model from images in
             0..255 to maps.
         instance_backbone: of the crops, likewise.

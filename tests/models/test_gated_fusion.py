@@ -56,6 +56,10 @@ def below(layer, name):
 def test_whole_system_is_its_equations(gate_global):
     """Maps -> gated attention -> crops of the image in full resolution -> features -> fusion."""
     model = build(gate_global=gate_global)
+    kernel = numbers(model.head.kernel).copy()
+    kernel[CHANNELS:] = np.abs(kernel[CHANNELS:])
+    kernel[CHANNELS : CHANNELS + FEATURES] = 0  # the instance that is first in attention weighs least
+    model.head.kernel.assign(kernel)
     found = numbers(model.explain(IMAGES))
     expected = reference.gated.gated_attention(below(model.attention, "attention"), np.float64(found["maps"]))
     for name in ("semantic", "gates", "attention"):
@@ -64,20 +68,19 @@ def test_whole_system_is_its_equations(gate_global):
         expected["attention"], IMAGES, None, k=4, crop_size=8, label_size=56
     )
     assert 0 < mask.sum() < mask.size  # there are instances, and empty slots
-    kernel, bias = (np.float64(weight) for weight in model.instance_backbone.get_weights())
+    pixel_kernel, bias = (np.float64(weight) for weight in model.instance_backbone.get_weights())
     pixels = crops.mean(axis=(2, 3)) / 64  # (B, K, 3): one cell a crop
-    features = np.maximum(pixels @ kernel[0, 0] + bias, 0) * mask[..., None]
+    features = np.maximum(pixels @ pixel_kernel[0, 0] + bias, 0) * mask[..., None]
     pooled = (expected["gated"] if gate_global else np.float64(found["maps"])).mean(axis=(1, 2))
     fused = np.concatenate([pooled, features.reshape(2, -1)], axis=1)
     np.testing.assert_allclose(found["scores"], dense(model.head, fused), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(found["global_scores"], dense(model.global_head, pooled), rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(numbers(model(IMAGES)), found["scores"])
-    kernel = np.float64(numbers(model.head.kernel))[CHANNELS:].reshape(4, FEATURES, 3)
-    added = np.einsum("bkd,kdc->bkc", features, kernel)
+    added = np.einsum("bkd,kdc->bkc", features, np.float64(kernel)[CHANNELS:].reshape(4, FEATURES, 3))
     predicted = found["scores"].argmax(axis=1)[:, None, None]
     added = np.take_along_axis(added, predicted, axis=2)[..., 0]
     order = np.argsort(np.where(mask, -added, np.inf), axis=1)
-    assert (order != np.arange(4)).any()  # the heaviest in attention is not the first in weight
+    assert (order != np.arange(4)).any()
     for name, values in {"weights": added, "mask": mask}.items():
         sorted_values = np.take_along_axis(values, order, axis=1)
         np.testing.assert_allclose(np.float64(found[name]), sorted_values, rtol=1e-4, atol=1e-5)
