@@ -176,14 +176,16 @@ def findings(
         predicted = int(found["scores"].argmax())
         if class_index not in (None, predicted):  # the boxes argue for the predicted class, not for this one
             found = {key: value for key, value in found.items() if key not in ("boxes", "weights")}
+        boxes, weights = found.get("boxes", np.zeros((0, 4))), found.get("weights", np.zeros(0))
+        real = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)  # a slot without an instance is no box
         yield Finding(
             Path(path),
             tf.nn.softmax(found["scores"]).numpy(),
             predicted,
             found["contributions"],
             (int(size[0]), int(size[1])),
-            found.get("boxes", np.zeros((0, 4))) * scale,
-            found.get("weights", np.zeros(0)),
+            boxes[real] * scale,
+            weights[real],
         )
 
 

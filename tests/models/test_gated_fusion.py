@@ -5,10 +5,15 @@ import numpy as np
 import pytest
 import reference
 import reference.gated
+import tensorflow as tf
+from conftest import TINY
 
 import keras_medattn
+from keras_medattn.explain import report
+from keras_medattn.export import saved_model
 from keras_medattn.layers import GatedAttention
 from keras_medattn.models import GatedFusion, LossBalance, arguments, gated_fusion, system
+from keras_medattn.train import evaluate, experiment, recipe
 
 IMAGES = np.random.default_rng(0).integers(0, 255, (2, 60, 75, 3)).astype("uint8")
 LABELS = np.array([0, 2])
@@ -267,3 +272,29 @@ def test_errors_say_what_was_received():
         GatedFusion(2, "gated", small(4), small(4), overview_size=0)
     with pytest.raises(ValueError, match=r"`every` must be at least 1. Received: every=0"):
         LossBalance(every=0)
+
+
+@pytest.mark.slow
+def test_recipe_to_saved_model(tmp_path, tiny_set):
+    """Trained, evaluated, explained and exported as any other system."""
+    networks = dict.fromkeys(("backbone", "instance_backbone"), "mobilenet_v3_small")
+    model = {"system": "GatedFusion", "weights": None, "overview_size": 48, "crop_size": 32, "k": 3}
+    values = {"model": model | networks | {"schedule": [0.5, 1, 0.0], "freeze_batch_norm": False}}
+    settings = recipe.from_dict(TINY | values | {"train": {"epochs": 1, "batch_size": 8}})
+    parts = experiment.train(settings, tiny_set, tmp_path / "run", write=lambda line: None)
+    found = evaluate.evaluate(parts)
+    [part] = parts
+    test = part.manifest.split("test")
+    finding = next(report.findings(part.model(), part.recipe, test.paths[:1]))
+    np.testing.assert_allclose(finding.probabilities, found.probabilities[0], rtol=1e-4)
+    assert len(finding.boxes) == len(finding.weights) <= 3
+    assert (finding.boxes[:, 2:] > finding.boxes[:, :2]).all()  # none is an empty slot
+    (tmp_path / "exported").mkdir()
+    folder, differences = saved_model.export(
+        part.model(), part.recipe, part.manifest.class_names, tmp_path / "exported", test
+    )
+    assert max(differences.values()) <= 1e-4
+    served = tf.saved_model.load(str(folder))
+    answer = served.signatures["explain"](tf.constant([test.paths[0].read_bytes()]))
+    real = answer["boxes"][0, :, 2] > 0
+    np.testing.assert_allclose(answer["boxes"][0][real], finding.boxes, atol=1e-3)
