@@ -50,8 +50,9 @@ def system(name: str) -> type[keras.Model]:
         'MIMS'
     """
     if name not in SYSTEMS:
-        near = difflib.get_close_matches(str(name), SYSTEMS, 1, 0.3)
-        hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(SYSTEMS)}."
+        lower = {known.lower(): known for known in SYSTEMS}
+        near = difflib.get_close_matches(str(name).lower(), lower, 1)
+        hint = f"Did you mean {lower[near[0]]!r}?" if near else f"Known: {', '.join(SYSTEMS)}."
         raise ValueError(f"model.system is no known system. {hint} Received: {name!r}")
     return SYSTEMS[name]
 

@@ -145,11 +145,11 @@ def test_with_gated_attention_in_one_compiled_model():
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile("sgd", loss, jit_compile=True)
     data = [np.random.default_rng(0).gamma(2, size=(8, 7, 7, 8)).astype("float32"), _images(8, 90, 120, 3)]
-    before = [convolution.kernel.numpy() for convolution in gate.convolutions]
+    before = [kernel.numpy() for kernel in gate.kernels]
     losses = model.fit(data, np.arange(8) % 2, epochs=4, verbose=0).history["loss"]
     assert losses[-1] < losses[0]
-    for convolution, kernel in zip(gate.convolutions, before, strict=True):
-        assert np.abs(convolution.kernel - kernel).max() > 1e-4
+    for kernel, old in zip(gate.kernels, before, strict=True):
+        assert np.abs(kernel - old).max() > 1e-4
 
 
 @pytest.mark.parametrize(

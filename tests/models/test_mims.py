@@ -118,7 +118,9 @@ def test_faults_are_named():
         MIMS(2, backbone(), aggregation="sum")
     with pytest.raises(ValueError, match=r"`num_classes` must be 2 or more. Received: 1"):
         MIMS(1, backbone())
-    with pytest.raises(ValueError, match=r"Known: MIMS\. Received: 'mims'"):
+    with pytest.raises(ValueError, match=r"Did you mean 'MIMS'\? Received: 'mims'"):
         system("mims")
+    with pytest.raises(ValueError, match=r"Known: AttentionSampling, .*MIMS\. Received: 'resnet'"):
+        system("resnet")
     assert "num_classes" not in arguments("MIMS")
     assert keras_medattn.models.SYSTEMS["MIMS"] is MIMS
