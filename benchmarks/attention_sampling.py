@@ -42,7 +42,7 @@ def sampling(
 
     from keras_medattn import ops
     from keras_medattn.layers import AttentionSampler
-    from keras_medattn.models.attention_sampling import attention_network, feature_network
+    from keras_medattn.models import attention_network, feature_network
 
     attend, features = attention_network(), feature_network(CLASSES)
     sampler = AttentionSampler(PATCHES, SIZE, stride=STRIDE, seed=0)
@@ -87,7 +87,7 @@ def whole(training: bool) -> measure.Step:
     import keras
     import tensorflow as tf
 
-    from keras_medattn.models.attention_sampling import feature_network
+    from keras_medattn.models import feature_network
 
     features = feature_network(CLASSES)
     pixels, truth = tf.constant(images("float32") / 255), tf.constant(labels())

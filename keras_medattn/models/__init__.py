@@ -7,15 +7,11 @@ import inspect
 
 import keras
 
-from keras_medattn.models.attention_sampling import (
-    AttentionNetwork,
-    AttentionSampling,
-    attention_network,
-    feature_network,
-)
+from keras_medattn.models.attention_sampling import AttentionSampling
 from keras_medattn.models.attn_vgg import AttnVGG
 from keras_medattn.models.gated_fusion import GatedFusion, LossBalance
 from keras_medattn.models.mims import MIMS
+from keras_medattn.models.sampling_networks import AttentionNetwork, attention_network, feature_network
 
 __all__ = [
     "MIMS",

@@ -10,8 +10,7 @@ from conftest import TINY
 from keras_medattn import load_model, ops
 from keras_medattn.explain import report
 from keras_medattn.export import saved_model
-from keras_medattn.models import AttentionSampling
-from keras_medattn.models.attention_sampling import attention_network, feature_network
+from keras_medattn.models import AttentionSampling, attention_network, feature_network
 from keras_medattn.train import evaluate, experiment, recipe
 
 
