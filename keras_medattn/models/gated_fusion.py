@@ -189,28 +189,15 @@ class GatedFusion(keras.Model):
         balance = [LossBalance(*self.schedule)] if self.schedule else []
         return super().fit(*args, callbacks=[*balance, *given], **kwargs)
 
-    def total_loss(
-        self, compiled: Callable, x: Any, y: Any, y_pred: Any, sample_weight: Any, training: bool
-    ) -> Any:
-        """Equation 3 in training, and in evaluation the loss of the answer.
-
-        Args:
-            compiled: `keras.Model.compute_loss` of the model that is fitted: this one, or one around it.
-            x: the images.
-            y: labels, as the compiled loss takes them.
-            y_pred: what the call answered.
-            sample_weight: `(B,)` or None.
-            training: as in the call.
-        """
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        """Equation 3 in training, and in evaluation the loss of the answer."""
+        compiled = super().compute_loss
         if not isinstance(y_pred, dict):
             return compiled(x, y, y_pred, sample_weight, training)
         fused, whole = (
             compiled(x, y, y_pred[name], sample_weight, training) for name in ("scores", "global_scores")
         )
         return self.balance * whole + (1 - self.balance) * fused  # the shares of added losses sum to 1, too
-
-    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        return self.total_loss(super().compute_loss, x, y, y_pred, sample_weight, training)
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         scores = y_pred["scores"] if isinstance(y_pred, dict) else y_pred
