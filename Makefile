@@ -3,6 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 BACKENDS := .venv-backends
 BENCHMARKS := .venv-benchmarks
+JOBS ?= 2
 
 .PHONY: setup setup-benchmarks demo test test-all test-backends lint clean
 
@@ -17,10 +18,10 @@ demo: setup
 	$(BIN)/medattn demo
 
 test: setup
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n $(JOBS) --dist loadscope
 
 test-all: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadscope
 
 $(BACKENDS)/.done: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(BACKENDS)
