@@ -14,6 +14,9 @@ from typing import Any
 
 from keras_medattn.data.headers import MAX_PIXELS
 
+OPTIMIZERS = ("adamw", "adam", "sgd")
+SCHEDULES = ("cosine", "constant", "step")
+
 
 class RecipeError(ValueError):
     """A recipe that cannot be used; the message names the file and the key."""
@@ -24,6 +27,8 @@ class Data:
     """`[data]`: how files become the model's input.
 
     Attributes:
+        set: name of a public data set (`keras_medattn.data.sets.SETS`), whose distributed folder the data
+            then are. Empty: a folder a class, or a CSV.
         image_size: `[height, width]` in pixels that every image is resized to.
         classes: their order; of two, the second is the positive one. Empty: sorted.
         window: `[low, high]` intensities of 16-bit images that become 0 and 255. Empty: none.
@@ -31,8 +36,11 @@ class Data:
         val_fraction: share of the training images held out for validation where the data has no `val` split.
         test_fraction: share of all images held out for the test where the data has no splits.
         memory_gb: images at the model's size are kept in memory up to this; above it they are read again.
+        slices: `[fewest, most]` slices of a volume that are drawn in a training step. Empty: plain images.
+        central: of a volume, how many slices around the middle one are used; 0: all of them.
     """
 
+    set: str = ""
     image_size: tuple[int, int] = (512, 512)
     classes: tuple[str, ...] = ()
     window: tuple[float, ...] = ()
@@ -40,6 +48,8 @@ class Data:
     val_fraction: float = 0.15
     test_fraction: float = 0.15
     memory_gb: float = 4.0
+    slices: tuple[int, ...] = ()
+    central: int = 0
 
 
 @dataclass(frozen=True)
@@ -49,15 +59,24 @@ class Train:
     Attributes:
         epochs: at most this many.
         batch_size: examples a step.
-        learning_rate: of the layers on top of the backbone, decayed by a cosine to 0.
-        backbone_rate: the backbone's learning rate as a share of it.
-        weight_decay: of AdamW; biases and normalisation have none.
+        optimizer: `adamw`, `adam` or `sgd`.
+        momentum: of `sgd`.
+        learning_rate: of the layers on top of the backbone, at the start.
+        schedule: of the learning rate: `cosine`, to 0 at the last epoch; `constant`; or `step`.
+        step_epochs: of `step`: epochs between two steps.
+        step_factor: of `step`: what the learning rate is multiplied with.
+        backbone_rate: the backbones' learning rate as a share of it.
+        weight_decay: of `adamw` alone, decoupled; biases and normalisation have none.
+        l2: adds `l2 * w^2` for every weight that trains, biases too, to the training loss. A coupled weight
+            decay d, as PyTorch's SGD and Adam have it, is `l2 = d / 2`.
         label_smoothing: of the cross entropy.
         class_weights: weigh classes by the inverse of their frequency.
         patience: epochs without a better `monitor` after which training stops.
         monitor: `val_auroc` or `val_loss`; or `epoch`, which keeps the last one: for sets whose validation
             side is too small to choose by.
-        frozen_stride: backbone layers up to this stride keep their weights; 0: all of them train.
+        watch_test: give the test side's accuracy and AUROC after each epoch, in the history. Nothing is
+            chosen by them.
+        frozen_stride: layers of the backbones up to this stride keep their weights; 0: all of them train.
         cached_views: run the frozen layers once on this many augmented views of each training image (the
             first is the image itself) and train on their cached features, one view an epoch; 0: no cache.
         seed: of everything random.
@@ -65,13 +84,20 @@ class Train:
 
     epochs: int = 50
     batch_size: int = 16
+    optimizer: str = "adamw"
+    momentum: float = 0.9
     learning_rate: float = 1e-3
+    schedule: str = "cosine"
+    step_epochs: int = 30
+    step_factor: float = 0.5
     backbone_rate: float = 0.5
     weight_decay: float = 1e-4
+    l2: float = 0.0
     label_smoothing: float = 0.0
     class_weights: bool = True
     patience: int = 15
     monitor: str = "val_auroc"
+    watch_test: bool = False
     frozen_stride: int = 0
     cached_views: int = 0
     seed: int = 0
@@ -191,9 +217,30 @@ def _sensible(recipe: Recipe, source: str) -> None:
         (len(data.window) != 2 or data.window[0] < data.window[1], "data.window", data.window, "low < high"),
         (0 < data.val_fraction <= 0.5, "data.val_fraction", data.val_fraction, "in (0, .5]"),
         (0 <= data.test_fraction <= 0.5, "data.test_fraction", data.test_fraction, "in [0, .5]"),
+        (
+            len(data.slices) == 0 or (len(data.slices) == 2 and 0 < data.slices[0] <= data.slices[1]),
+            "data.slices",
+            data.slices,
+            "[fewest, most], 1 or more",
+        ),
+        (data.central >= 0, "data.central", data.central, "0 or more"),
+        (
+            not data.central or len(data.slices) > 0,
+            "data.central",
+            data.central,
+            "0 where data.slices is empty: plain images have no slices",
+        ),
         (train.epochs > 0, "train.epochs", train.epochs, "1 or more"),
-        (train.batch_size > 1, "train.batch_size", train.batch_size, "2 or more, for batch statistics"),
+        (train.batch_size > 0, "train.batch_size", train.batch_size, "1 or more"),
+        (train.optimizer in OPTIMIZERS, "train.optimizer", train.optimizer, "adamw, adam or sgd"),
+        (0 <= train.momentum < 1, "train.momentum", train.momentum, "in [0, 1)"),
         (train.learning_rate > 0, "train.learning_rate", train.learning_rate, "above 0"),
+        (train.schedule in SCHEDULES, "train.schedule", train.schedule, "cosine, constant or step"),
+        (train.step_epochs > 0, "train.step_epochs", train.step_epochs, "1 or more"),
+        (0 < train.step_factor <= 1, "train.step_factor", train.step_factor, "in (0, 1]"),
+        (train.weight_decay >= 0, "train.weight_decay", train.weight_decay, "0 or more"),
+        (train.l2 >= 0, "train.l2", train.l2, "0 or more"),
+        (train.patience > 0, "train.patience", train.patience, "1 or more"),
         (train.backbone_rate >= 0, "train.backbone_rate", train.backbone_rate, "0 or more"),
         (0 <= train.label_smoothing < 1, "train.label_smoothing", train.label_smoothing, "in [0, 1)"),
         (
