@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -25,6 +25,7 @@ class Report:
     classes: dict[str, int]
     splits: dict[str, dict[str, int]]
     patients: int | None
+    folds: list[dict[str, dict[str, int]]] = field(default_factory=list)
     sizes: dict[str, int] = field(default_factory=dict)
     kinds: dict[str, int] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
@@ -58,7 +59,8 @@ def check(
     report = Report(
         images=len(manifest),
         classes={name: int((manifest.labels == i).sum()) for i, name in enumerate(manifest.class_names)},
-        splits=_by_split(manifest),
+        splits=_by_side(manifest, manifest.splits),
+        folds=[_by_side(manifest, sides) for sides in manifest.folds or ()],
         patients=None if manifest.patients is None else len(set(manifest.patients)),
     )
     paths = manifest.paths
@@ -109,6 +111,8 @@ def text(report: Report) -> str:
         more = [f"and {len(counts) - 8} more"] if len(counts) > 8 else []
         lines.append(f"{title:<9} " + ", ".join(shown + more))
     lines += [f"split     {split}: {counts}" for split, counts in report.splits.items()]
+    for number, sides in enumerate(report.folds, 1):
+        lines += [f"fold {number:<4} {side}: {counts}" for side, counts in sides.items()]
     lines += [f"warning   {one}" for one in report.warnings]
     lines += [f"problem   {one}" for one in report.problems]
     lines.append(
@@ -141,6 +145,9 @@ def _patients(manifest: Manifest, report: Report) -> None:
         )
     for patient in patients_on_two_sides(manifest):
         report.problems.append(f"patient {patient} stands in more than one split")
+    for number, sides in enumerate(manifest.folds or (), 1):
+        for patient in patients_on_two_sides(manifest, sides):
+            report.problems.append(f"patient {patient} stands on more than one side of fold {number}")
 
 
 def _duplicates(manifest: Manifest, digests: list[str | None], report: Report) -> None:
@@ -185,13 +192,11 @@ def _count(values: Iterable[str]) -> dict[str, int]:
     return dict(Counter(values).most_common())
 
 
-def _by_split(manifest: Manifest) -> dict[str, dict[str, int]]:
-    if manifest.splits is None:
-        return {}
+def _by_side(manifest: Manifest, sides: Sequence[str] | None) -> dict[str, dict[str, int]]:
     table: dict[str, Counter] = defaultdict(Counter)
-    for split, label in zip(manifest.splits, manifest.labels, strict=True):
-        table[split][manifest.class_names[label]] += 1
-    return {split: dict(counts) for split, counts in table.items()}
+    for side, label in zip(sides or (), manifest.labels, strict=sides is not None):
+        table[side][manifest.class_names[label]] += 1
+    return {side: dict(counts) for side, counts in table.items()}
 
 
 def _some(names: list[str], most: int = 5) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import math
 import os
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ SPLITS = {
     "test": "test",
     "testing": "test",
 }
+_FOLD = re.compile(r"fold\d+")
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff"}
 
 
@@ -38,6 +40,8 @@ class Manifest:
         class_names: the classes in order; of two, the second is the positive one.
         patients: one a image, or None where the data names none.
         splits: `train`, `val` or `test` for each image, or None.
+        folds: the data's own folds, or None: for each the side of every image.
+        columns: what else the data says of each image, by name, say its `magnification`.
     """
 
     root: Path
@@ -46,6 +50,8 @@ class Manifest:
     class_names: tuple[str, ...]
     patients: tuple[str, ...] | None = None
     splits: tuple[str, ...] | None = None
+    folds: tuple[tuple[str, ...], ...] | None = None
+    columns: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -72,6 +78,8 @@ class Manifest:
             labels=self.labels[np.asarray(indices, int)],
             patients=pick(self.patients),
             splits=pick(self.splits),
+            folds=None if self.folds is None else tuple(pick(fold) for fold in self.folds),
+            columns={name: pick(values) for name, values in self.columns.items()},
         )
 
     def split(self, name: str) -> Manifest:
@@ -85,8 +93,9 @@ def load(data: Path | str, classes: Sequence[str] | None = None) -> Manifest:
     """Read the table of a data set.
 
     Args:
-        data: a CSV with the columns `path,label` and, where known, `patient` and `split` (paths are relative
-            to the CSV); or a folder with one folder a class, or with `train`, `val`, `test` folders of them.
+        data: a CSV with the columns `path,label` and, where known, `patient`, `split` and given folds as
+            `fold1`, `fold2`, ... (paths are relative to the CSV; further columns are kept); or a folder with
+            one folder a class, or with `train`, `val`, `test` folders of them.
         classes: their order; by default sorted, numbers by value.
 
     Raises:
@@ -100,14 +109,21 @@ def load(data: Path | str, classes: Sequence[str] | None = None) -> Manifest:
     raise ManifestError(f"{data}: no such folder or CSV file")
 
 
-def patients_on_two_sides(manifest: Manifest) -> list[str]:
-    """Patients whose images stand in more than one split."""
-    if manifest.patients is None or manifest.splits is None:
+def patients_on_two_sides(manifest: Manifest, sides: Sequence[str] | None = None) -> list[str]:
+    """Patients whose images stand in more than one split; or on more than one of these `sides` of a fold."""
+    sides = manifest.splits if sides is None else sides
+    if manifest.patients is None or sides is None:
         return []
-    sides: dict[str, set[str]] = {}
-    for patient, split in zip(manifest.patients, manifest.splits, strict=True):
-        sides.setdefault(patient, set()).add(split)
-    return sorted(patient for patient, where in sides.items() if len(where) > 1)
+    found: dict[str, set[str]] = {}
+    for patient, side in zip(manifest.patients, sides, strict=True):
+        found.setdefault(patient, set()).add(side)
+    return sorted(patient for patient, where in found.items() if len(where) > 1)
+
+
+def places(labels: Sequence[str], order: Sequence[str]) -> np.ndarray:
+    """`(N,)` the place of each label in `order`."""
+    place = {name: i for i, name in enumerate(order)}
+    return np.array([place[label] for label in labels], np.int64)
 
 
 def _from_folder(root: Path, classes: Sequence[str] | None) -> Manifest:
@@ -127,7 +143,7 @@ def _from_folder(root: Path, classes: Sequence[str] | None) -> Manifest:
         raise ManifestError(f"{root}: no images. Expected one folder a class, with images inside.{hint}")
     names, labels, sides = zip(*rows, strict=True)
     order = _class_order(labels, classes, root)
-    return Manifest(root, names, _places(labels, order), order, None, sides if sides[0] else None)
+    return Manifest(root, names, places(labels, order), order, None, sides if sides[0] else None)
 
 
 def _folders(root: Path) -> list[Path]:
@@ -153,7 +169,13 @@ def _from_csv(path: Path, classes: Sequence[str] | None) -> Manifest:
         raise ManifestError(f"{path}: columns {twice} stand more than once. Received columns: {columns}")
     if missing:
         raise ManifestError(f"{path}: columns {sorted(missing)} are missing. Received columns: {columns}")
-    faults = _row_faults(rows, columns)
+    folds = [name for name in columns if _FOLD.fullmatch(name)]
+    if set(folds) != {f"fold{i + 1}" for i in range(len(folds))}:
+        raise ManifestError(
+            f"{path}: given folds are columns fold1, fold2, ... without gap. Received: {folds}"
+        )
+    sides = [name for name in columns if name == "split" or name in folds]
+    faults = _row_faults(rows, columns, sides)
     if not rows:
         faults.append("no rows")
     if faults:
@@ -161,17 +183,20 @@ def _from_csv(path: Path, classes: Sequence[str] | None) -> Manifest:
         raise ManifestError(f"{path}: {len(faults)} faults:\n  {shown}")
     values = {name: tuple(row[name].strip() for _, row in rows) for name in columns if name}
     order = _class_order(values["label"], classes, path)
+    given = {name: tuple(SPLITS[side.lower()] for side in values.pop(name)) for name in sides}
     return Manifest(
         path.parent,
-        values["path"],
-        _places(values["label"], order),
+        values.pop("path"),
+        places(values.pop("label"), order),
         order,
-        values.get("patient"),
-        tuple(SPLITS[split.lower()] for split in values["split"]) if "split" in columns else None,
+        values.pop("patient", None),
+        given.pop("split", None),
+        tuple(given[f"fold{i + 1}"] for i in range(len(given))) or None,
+        values,
     )
 
 
-def _row_faults(rows: list[tuple[int, dict[str, str]]], columns: list[str]) -> list[str]:
+def _row_faults(rows: list[tuple[int, dict[str, str]]], columns: list[str], sides: list[str]) -> list[str]:
     faults, seen = [], {}
     for number, row in rows:
         if None in row:
@@ -179,8 +204,11 @@ def _row_faults(rows: list[tuple[int, dict[str, str]]], columns: list[str]) -> l
         for column in ("path", "label", "patient"):
             if column in columns and not row[column].strip():
                 faults.append(f"line {number}: {column} is empty")
-        if "split" in columns and row["split"].strip().lower() not in SPLITS:
-            faults.append(f"line {number}: split must be train, val or test. Received: {row['split']!r}")
+        for column in sides:
+            if row[column].strip().lower() not in SPLITS:
+                faults.append(
+                    f"line {number}: {column} must be train, val or test. Received: {row[column]!r}"
+                )
         name = os.path.normpath(row["path"].strip()) if row["path"].strip() else ""
         if name and seen.setdefault(name, number) != number:
             faults.append(f"line {number}: {name} stands in line {seen[name]} already")
@@ -207,8 +235,3 @@ def _number(label: str) -> float:
     if not math.isfinite(number := float(label)):
         raise ValueError(label)  # "nan" and "inf" are names, and nan has no order
     return number
-
-
-def _places(labels: Sequence[str], order: tuple[str, ...]) -> np.ndarray:
-    place = {name: i for i, name in enumerate(order)}
-    return np.array([place[label] for label in labels], np.int64)

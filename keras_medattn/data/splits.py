@@ -55,22 +55,38 @@ def with_splits(manifest: Manifest, seed: int, val: float = 0.15, test: float = 
         sides[hold_out(manifest, test, seed)] = "test"
     else:
         sides = np.array(manifest.splits, object)
+    return _with_validation(manifest, sides, seed, val)
+
+
+def fold_splits(manifest: Manifest, count: int, fold: int, seed: int, val: float = 0.15) -> Manifest:
+    """One fold as the test side, a stratified share of the others as validation.
+
+    A set that gives folds of its own keeps them; the seed then only draws the validation side, unless it has
+    one.
+
+    Raises:
+        ManifestError: if the data gives another number of folds; for a patient on two sides.
+    """
+    if manifest.folds is None:
+        sides = np.full(len(manifest), "train", object)
+        sides[folds(manifest, count, seed)[fold]] = "test"
+    elif len(manifest.folds) == count:
+        sides = np.array(manifest.folds[fold], object)
+    else:
+        raise ManifestError(
+            f"{manifest.root}: the data gives {len(manifest.folds)} folds of its own: use as many. "
+            f"Received: {count}"
+        )
+    return _with_validation(manifest, sides, seed, val)
+
+
+def _with_validation(manifest: Manifest, sides: np.ndarray, seed: int, val: float) -> Manifest:
     if "val" not in sides:
         train = np.flatnonzero(sides == "train")
         sides[train[hold_out(manifest.take(train), val, seed + 1)]] = "val"
     result = replace(manifest, splits=tuple(sides))
     check_sides(result)
     return result
-
-
-def fold_splits(manifest: Manifest, count: int, fold: int, seed: int, val: float = 0.15) -> Manifest:
-    """One fold as the test side, a stratified share of the others as validation."""
-    held = folds(manifest, count, seed)[fold]
-    sides = np.full(len(manifest), "train", object)
-    sides[held] = "test"
-    train = np.flatnonzero(sides == "train")
-    sides[train[hold_out(manifest.take(train), val, seed + 1)]] = "val"
-    return replace(manifest, splits=tuple(sides))
 
 
 def hold_out(manifest: Manifest, share: float, seed: int) -> np.ndarray:
@@ -100,6 +116,7 @@ def write(manifest: Manifest, path: Path) -> None:
         columns["patient"] = manifest.patients
     if manifest.splits is not None:
         columns["split"] = manifest.splits
+    columns |= {f"fold{i + 1}": sides for i, sides in enumerate(manifest.folds or ())} | manifest.columns
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(columns)
