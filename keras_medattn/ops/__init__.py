@@ -9,6 +9,8 @@ from keras_medattn.ops.components import (
     label_components,
 )
 from keras_medattn.ops.crops import crop_bilinear
+from keras_medattn.ops.draws import greedy_cells, log_probabilities, sample_cells
+from keras_medattn.ops.estimators import aggregate, expectation, negative_entropy, reinforce_surrogate
 from keras_medattn.ops.gating import gated_attention
 from keras_medattn.ops.masking import (
     convolve_tiles,
@@ -29,15 +31,6 @@ from keras_medattn.ops.patches import (
 from keras_medattn.ops.pooling import top_k, top_k_pool
 from keras_medattn.ops.regions import position_to_box, position_to_cell
 from keras_medattn.ops.resize import resize_bilinear, scaled_size
-from keras_medattn.ops.sampling import (
-    aggregate,
-    expectation,
-    greedy_cells,
-    log_probabilities,
-    negative_entropy,
-    reinforce_surrogate,
-    sample_cells,
-)
 
 __all__ = [
     "above_threshold",
