@@ -1,5 +1,6 @@
 """Figures of classifiers and heatmaps, their confidence intervals, and pictures of them."""
 
+from keras_medattn.metrics.epochs import best_window, plateau
 from keras_medattn.metrics.intervals import Bootstrap, Interval, bootstrap, mean_sd, resample
 from keras_medattn.metrics.localisation import (
     boxes_to_mask,
@@ -10,15 +11,21 @@ from keras_medattn.metrics.localisation import (
     pointing_game,
     random_map,
 )
+from keras_medattn.metrics.patients import Patients, by_patient, patient_scores
 from keras_medattn.metrics.plots import confusion_picture, history_picture, pr_picture, roc_picture
 from keras_medattn.metrics.scores import scores
+from keras_medattn.metrics.significance import Difference, paired_t, sign_flip, welch
 from keras_medattn.metrics.weighted import weighted_scores
 
 __all__ = [
     "Bootstrap",
+    "Difference",
     "Interval",
+    "Patients",
+    "best_window",
     "bootstrap",
     "boxes_to_mask",
+    "by_patient",
     "confusion_picture",
     "coverage",
     "coverage_curve",
@@ -26,11 +33,16 @@ __all__ = [
     "history_picture",
     "localise",
     "mean_sd",
+    "paired_t",
+    "patient_scores",
+    "plateau",
     "pointing_game",
     "pr_picture",
     "random_map",
     "resample",
     "roc_picture",
     "scores",
+    "sign_flip",
     "weighted_scores",
+    "welch",
 ]
