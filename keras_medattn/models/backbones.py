@@ -193,8 +193,8 @@ def _lite0(weights, path: Path | None) -> keras.Model:
 def _torchvision(name: str, weights, path: Path | None) -> keras.Model:
     if weights == "imagenet":
         raise FileNotFoundError(
-            f"Keras has no ImageNet weights for {name}: pass weights=PATH of {_TORCHVISION_FILES[name]}, which "
-            "torchvision fetches, or weights=None. Received: weights='imagenet'"
+            f"Keras has no ImageNet weights for {name}: pass weights=PATH of {_TORCHVISION_FILES[name]}, the "
+            "file that torchvision fetches, or weights=None. Received: weights='imagenet'"
         )
     model = cnns.NETWORKS[name](include_top=False)
     if path:

@@ -62,8 +62,8 @@ def resnet34(include_top: bool = True, classes: int = 1000) -> keras.Model:
 def googlenet(include_top: bool = True, classes: int = 1000) -> keras.Model:
     """GoogLeNet with batch normalisation and without auxiliary classifiers: 6,624,904 parameters.
 
-    Szegedy et al., "Going Deeper with Convolutions", CVPR 2015, table 1. As in torchvision, whose weights fit,
-    the convolutions called 5 x 5 are 3 x 3, and the input is `x / 127.5 - 1`.
+    Szegedy et al., "Going Deeper with Convolutions", CVPR 2015, table 1. As in torchvision, whose weights
+    fit, the convolutions called 5 x 5 are 3 x 3, and the input is `x / 127.5 - 1`.
 
     Args:
         include_top: see `resnet18`.
