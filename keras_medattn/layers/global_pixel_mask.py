@@ -229,7 +229,9 @@ class GlobalPixelMask(keras.layers.Layer):
             )
         kernels = [getattr(self, f"kernel_{index}") for index in range(len(self.channels) + 1)]
         biases = [getattr(self, f"bias_{index}") for index in range(len(self.channels) + 1)]
-        maps = masking.convolve_tiles(self._tiles, kernels[0], self._known()["size"][0])
+        with keras.device(masking.HOST):  # in a graph, or a TensorFlow cond around this has no gradient
+            tiles = ops.stop_gradient(self._tiles)
+        maps = masking.convolve_tiles(tiles, kernels[0], self._known()["size"][0])
         return masking.pixel_mask(maps, biases, kernels[1:], self.dense)
 
     def call(self, inputs: Any, return_attention_scores: bool = False) -> Any:

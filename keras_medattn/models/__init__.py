@@ -10,6 +10,7 @@ import keras
 from keras_medattn.models.attention_sampling import AttentionSampling
 from keras_medattn.models.attn_vgg import AttnVGG
 from keras_medattn.models.gated_fusion import GatedFusion, LossBalance
+from keras_medattn.models.global_mask import GlobalMask, MaskPhases
 from keras_medattn.models.mims import MIMS
 from keras_medattn.models.sampling_networks import AttentionNetwork, attention_network, feature_network
 
@@ -20,7 +21,9 @@ __all__ = [
     "AttentionSampling",
     "AttnVGG",
     "GatedFusion",
+    "GlobalMask",
     "LossBalance",
+    "MaskPhases",
     "arguments",
     "attention_network",
     "feature_network",
@@ -31,6 +34,7 @@ SYSTEMS: dict[str, type[keras.Model]] = {
     "AttentionSampling": AttentionSampling,
     "AttnVGG": AttnVGG,
     "GatedFusion": GatedFusion,
+    "GlobalMask": GlobalMask,
     "MIMS": MIMS,
 }
 
