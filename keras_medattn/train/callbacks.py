@@ -16,19 +16,27 @@ from keras_medattn.files import read_json, write_json, written_aside
 from keras_medattn.metrics import history_picture, scores
 
 
-class Validate(keras.callbacks.Callback):
-    """Adds `val_loss` and `val_auroc` (exact, macro) to an epoch's logs; must come first."""
+class Watch(keras.callbacks.Callback):
+    """Adds `test_accuracy` and `test_auroc` (exact, macro) to an epoch's logs; nothing is chosen by them."""
 
     def __init__(self, predict: Callable[[], np.ndarray], labels: np.ndarray):
         super().__init__()
         self.predict, self.labels = predict, labels
 
     def on_epoch_end(self, epoch, logs=None):
+        figures = _figures(self.labels, log_softmax(np.float64(self.predict()), axis=-1))
+        logs = {} if logs is None else logs
+        logs |= {f"test_{key}": figures[key] for key in ("accuracy", "auroc")}
+
+
+class Validate(Watch):
+    """Adds `val_loss` and `val_auroc` (exact, macro) to an epoch's logs; must come first."""
+
+    def on_epoch_end(self, epoch, logs=None):
         log_probabilities = log_softmax(np.float64(self.predict()), axis=-1)
         logs = {} if logs is None else logs
         logs["val_loss"] = float(-log_probabilities[np.arange(len(self.labels)), self.labels].mean())
-        finite = np.isfinite(logs["val_loss"])
-        logs["val_auroc"] = scores(self.labels, np.exp(log_probabilities))["auroc"] if finite else np.nan
+        logs["val_auroc"] = _figures(self.labels, log_probabilities)["auroc"]
 
 
 class Keeper(keras.callbacks.Callback):
@@ -44,24 +52,25 @@ class Keeper(keras.callbacks.Callback):
         monitor: the figure to watch: `val_auroc`, `val_loss`, or `epoch`: the last is the best.
         patience: epochs without a better one.
         seed: fixes dropout, with the epoch.
+        ready: how many epochs pass before the answer learns: until then the last one is kept as the best,
+            and patience is not used up.
     """
 
-    def __init__(self, whole: Any, folder: Path, monitor: str, patience: int, seed: int):
+    def __init__(self, whole: Any, folder: Path, monitor: str, patience: int, seed: int, ready: int = 0):
         super().__init__()
         self.whole, self.folder = whole, folder
-        self.monitor, self.patience, self.seed = monitor, patience, seed
+        self.monitor, self.patience, self.seed, self.ready = monitor, patience, seed, ready
         self.history: list[dict[str, float]] = []
 
     @property
     def best_epoch(self) -> int:
         """The epoch of the best figure so far, of equal ones that of the lowest loss; nan is the worst."""
-        if self.monitor == "epoch":
+        if self.monitor == "epoch" or len(self.history) <= self.ready:
             return len(self.history) - 1
-        loss = np.array([row["val_loss"] for row in self.history])
-        watched = (
-            loss if self.monitor == "val_loss" else -np.array([row[self.monitor] for row in self.history])
-        )
-        return int(np.lexsort((loss, np.nan_to_num(watched, nan=np.inf)))[0])
+        rows = self.history[self.ready :]
+        loss = np.array([row["val_loss"] for row in rows])
+        watched = loss if self.monitor == "val_loss" else -np.array([row[self.monitor] for row in rows])
+        return self.ready + int(np.lexsort((loss, np.nan_to_num(watched, nan=np.inf)))[0])
 
     @property
     def done(self) -> bool:
@@ -81,6 +90,7 @@ class Keeper(keras.callbacks.Callback):
         return epochs
 
     def on_epoch_begin(self, epoch, logs=None):
+        self.began = time.monotonic()
         for place, variable in enumerate(v for v in self.model.variables if "seed_generator" in v.path):
             variable.assign(np.array([self.seed * 1000 + place, epoch << 16], variable.dtype))
 
@@ -92,7 +102,8 @@ class Keeper(keras.callbacks.Callback):
                 f"{epoch + 1}. The best model so far is kept in {self.folder}. Lower train.learning_rate, or "
                 "look at the images with `medattn check`"
             )
-        self.history.append({"epoch": epoch + 1} | row)
+        seconds = round(time.monotonic() - self.began, 3)
+        self.history.append({"epoch": epoch + 1} | row | {"seconds": seconds})
         if self.best_epoch == epoch:
             with written_aside(self.folder / "best.keras") as aside:
                 self.whole.save(aside)
@@ -102,7 +113,8 @@ class Keeper(keras.callbacks.Callback):
             self.model.stop_training = True
 
     def on_train_end(self, logs=None):
-        curves = {key: [row[key] for row in self.history] for key in self.history[0] if key != "epoch"}
+        figures = [key for key in self.history[0] if key not in ("epoch", "seconds")]
+        curves = {key: [row[key] for row in self.history] for key in figures}
         history_picture(curves, self.folder / "history.png")
 
     def _save(self):
@@ -137,3 +149,9 @@ class Line(keras.callbacks.Callback):
         left = (self.epochs - epoch - 1) * took
         seconds = f"{took:.1f} s, at most {left:.0f} s left"
         self.write(f"{self.name}epoch {epoch + 1:>3}/{self.epochs}  {figures}  {seconds}")
+
+
+def _figures(labels: np.ndarray, log_probabilities: np.ndarray) -> dict[str, float]:
+    if np.isfinite(log_probabilities[np.arange(len(labels)), labels]).all():
+        return scores(labels, np.exp(log_probabilities))
+    return dict.fromkeys(("accuracy", "auroc"), np.nan)

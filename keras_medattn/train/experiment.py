@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+import resource
+import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -62,18 +66,21 @@ def train(
 ) -> list[Part]:
     """Train a recipe into a new run folder.
 
-    The folder holds `run.json` (recipe, data, seeds, folds, versions, git commit), and for each model a
-    folder with `split.csv`, `history.csv` and its picture, `best.keras` and its `metrics.json`,
-    `checkpoint/` and `tensorboard/`; with a single model these stand in the run folder itself.
+    The folder holds `run.json` (recipe, data, seeds, folds, versions, git commit, and the seconds and the
+    memory that its finished models took), and for each model a folder with `split.csv`, `history.csv` and
+    its picture, `best.keras` and its `metrics.json`, `checkpoint/` and `tensorboard/`; with a single model
+    these stand in the run folder itself.
 
     Args:
         recipe: the settings.
-        data: a folder a class, or a CSV.
+        data: a folder a class, or a CSV; where the recipe names a public set, its root as distributed.
         out: the run folder; it must not exist, unless `resume`.
-        folds: 0, or the number of stratified cross-validation folds, by patient where known.
+        folds: 0, or the number of stratified cross-validation folds, by patient where known; the data's own
+            where they have such.
         seeds: one model (or set of folds) each; empty: the recipe's seed. A seed fixes its folds too.
         resume: go on with a run that was stopped: from each model's last finished epoch.
-        cache: where features of frozen layers are kept; by default in the run folder.
+        cache: where features of frozen layers, and images that a public set's protocol changes, are kept; by
+            default in the run folder.
         progress: wraps long loops.
         write: prints a line.
 
@@ -87,15 +94,17 @@ def train(
     seeds = tuple(seeds) or (recipe.train.seed,)
     if folds == 1 or folds < 0:
         raise RunError(f"folds must be 0, or 2 and more. Received: {folds}")
-    manifest = manifests.load(data, recipe.data.classes or None)
-    made = list(_plan(recipe, manifest, out, folds, seeds))
-    _check_headers(recipe, manifest)
-    about = _about(recipe, manifest, data, folds, seeds)
-    _check_folder(out, about, resume)
-    trainer.build(recipe, len(manifest.class_names))  # what is wrong with the model shows here
-    images = inputs.images(recipe, manifest, progress)
-    if not resume:  # nothing has failed: now the folder is made
-        out.mkdir(parents=True)
+    began = time.monotonic()
+    _check_folder(out, resume)
+    with _removed_on_failure(out, unless=resume):
+        manifest = _manifest(recipe, data, Path(cache) / recipe.data.set if cache else out / "data")
+        made = list(_plan(recipe, manifest, out, folds, seeds))
+        _check_headers(recipe, manifest)
+        about = _about(recipe, manifest, data, folds, seeds)
+        about = _stored_about(out, about) if resume else about
+        trainer.build(recipe, len(manifest.class_names))  # what is wrong with the model shows here
+        images = inputs.images(recipe, manifest, progress)
+        out.mkdir(parents=True, exist_ok=True)
         write_json(about, out / "run.json")
     for part in made:
         part.folder.mkdir(exist_ok=True)
@@ -103,7 +112,18 @@ def train(
         name = f"{part.folder.name}  " if part.folder != out else ""
         where = Path(cache) if cache else out / "cache"
         trainer.fit(part.recipe, part.manifest, images, part.folder, where, progress, write, name)
+        spent = {
+            "seconds": about["seconds"] + round(time.monotonic() - began, 1),
+            "peak_memory_gb": max(about["peak_memory_gb"], peak_memory_gb()),
+        }
+        write_json(about | spent, out / "run.json")
     return made
+
+
+def peak_memory_gb() -> float:
+    """The most memory that this process has held so far, in 10^9 bytes."""
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kibibytes elsewhere
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9, 3)
 
 
 def load(run: Path | str, data: Path | str | None = None) -> list[Part]:
@@ -124,8 +144,10 @@ def load(run: Path | str, data: Path | str | None = None) -> list[Part]:
     except (OSError, ValueError) as error:
         raise RunError(f"{run}: not a run folder, its run.json cannot be read ({error})") from error
     recipe = recipes.from_dict(about["recipe"], str(run / "run.json"))
-    root = Path(data or about["data"])
-    root = root if root.is_dir() else root.parent
+    if data is None:
+        root = home / "data" if (home / "data").is_dir() else Path(about["root"])
+    else:
+        root = Path(data) if Path(data).is_dir() else Path(data).parent
     return [
         _stored(folder, replace(recipe, train=replace(recipe.train, seed=seed)), root, about["class_names"])
         for folder, seed, _ in _folders(home, about["folds"], about["seeds"])
@@ -175,21 +197,41 @@ def _check_headers(recipe: Recipe, manifest: Manifest) -> None:
         )
 
 
-def _check_folder(out: Path, about: dict, resume: bool) -> None:
-    if not resume:
-        if out.exists():
-            raise RunError(
-                f"{out} exists, and a run is never overwritten. Choose another --out, or --resume it"
-            )
-        return
-    if not (out / "run.json").is_file():
+def _check_folder(out: Path, resume: bool) -> None:
+    if out.exists() and not resume:
+        raise RunError(f"{out} exists, and a run is never overwritten. Choose another --out, or --resume it")
+    if resume and not (out / "run.json").is_file():
         raise RunError(f"{out}: there is no run to resume (no run.json)")
+
+
+@contextmanager
+def _removed_on_failure(out: Path, unless: bool) -> Iterator[None]:
+    """Leave no folder behind where what comes before training fails."""
+    try:
+        yield
+    except BaseException:
+        if not unless:
+            shutil.rmtree(out, ignore_errors=True)
+        raise
+
+
+def _manifest(recipe: Recipe, data: Path | str, edited: Path) -> Manifest:
+    if recipe.data.set:
+        from keras_medattn.data import sets  # type: ignore
+
+        return sets.load(recipe.data.set, data, edited)
+    return manifests.load(data, recipe.data.classes or None)
+
+
+def _stored_about(out: Path, about: dict) -> dict:
+    """The `run.json` of the run to resume, which must be the same run."""
     stored = read_json(out / "run.json")
     for key in ("recipe", "folds", "seeds", "class_names"):
         if stored[key] != about[key]:
             raise RecipeError(
                 f"{out}: cannot resume with another {key}. Stored: {stored[key]!r}. Received: {about[key]!r}"
             )
+    return stored
 
 
 def _about(recipe: Recipe, manifest: Manifest, data: Path | str, folds: int, seeds: Sequence[int]) -> dict:
@@ -202,12 +244,15 @@ def _about(recipe: Recipe, manifest: Manifest, data: Path | str, folds: int, see
     return {
         "recipe": recipe.to_dict(),
         "data": str(data),
+        "root": str(manifest.root),
         "folds": folds,
         "seeds": list(seeds),
         "command": sys.argv,
         "versions": versions,
         "git_commit": _git_commit(),
         "class_names": list(manifest.class_names),
+        "seconds": 0.0,
+        "peak_memory_gb": 0.0,
     }
 
 

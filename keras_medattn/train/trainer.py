@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import keras
@@ -12,100 +12,45 @@ import tensorflow as tf
 from keras_medattn import models
 from keras_medattn.data import augment, pipeline
 from keras_medattn.data.manifest import Manifest
-from keras_medattn.models import backbones
 from keras_medattn.train import inputs
-from keras_medattn.train.callbacks import Keeper, Line, Validate
+from keras_medattn.train.callbacks import Keeper, Line, Validate, Watch
+from keras_medattn.train.fitted import fitted_itself, fitted_part, freeze, parts, saver
+from keras_medattn.train.optimizers import optimizer, penalise
 from keras_medattn.train.recipe import Recipe, RecipeError
 
 
-def build(recipe: Recipe, num_classes: int) -> keras.Model:
-    """Build the recipe's model; its weights are a function of the seed.
+def build(recipe: Recipe, num_classes: int, seen: Iterable[np.ndarray] | None = None) -> keras.Model:
+    """Build the recipe's model and freeze what it freezes; its weights are a function of the seed.
+
+    Args:
+        recipe: the settings.
+        num_classes: that the data have.
+        seen: batches of the training images, for a system that is made from them; None: two black ones
+            stand in, to see whether such a model can be built at all.
 
     Raises:
-        RecipeError: the recipe freezes or caches what this system cannot.
+        RecipeError: the recipe freezes or caches what this system cannot, or ends before its answer learns.
     """
     keras.utils.set_random_seed(recipe.train.seed)
     settings = {key: value for key, value in recipe.model.items() if key != "system"}
     model = models.system(recipe.model["system"])(num_classes, **settings)
+    if hasattr(model, "adapt"):
+        model.adapt([np.zeros((2, *recipe.data.image_size, 3), np.uint8)] if seen is None else seen)
     model.build((None, *recipe.data.image_size, 3))
     train, name = recipe.train, recipe.model["system"]
-    if train.frozen_stride and not hasattr(model, "backbone"):
+    freeze(model, train.frozen_stride)
+    if train.cached_views and fitted_itself(model):
         raise RecipeError(
-            f"train.frozen_stride must be 0: {name} has no backbone. Received: {train.frozen_stride}"
+            f"train.cached_views must be 0: {name} reads the image itself, so its frozen layers have no "
+            f"features that stay. train.frozen_stride works without. Received: {train.cached_views}"
         )
-    if train.cached_views and _has_own_loss(model):
+    ready = getattr(model, "ready_epoch", 0)
+    if train.epochs <= ready:
         raise RecipeError(
-            f"train.cached_views must be 0: {name} reads the image itself. Received: {train.cached_views}"
+            f"train.epochs must be above {ready}: before that, the answer of this {name} does not learn. "
+            f"Received: {train.epochs}"
         )
     return model
-
-
-def parts(model, frozen_stride: int) -> tuple[keras.Model | None, keras.Model | None]:
-    """Freeze a model's backbone up to a stride.
-
-    Returns:
-        `stem`, the frozen layers, and `rest`, the backbone's others; either may be None.
-    """
-    if not frozen_stride:
-        return None, getattr(model, "backbone", None)
-    if frozen_stride >= model.stride:
-        model.backbone.trainable = False
-        return model.backbone, None
-    stem, rest = backbones.split(model.backbone, frozen_stride)
-    stem.trainable = False
-    return stem, rest
-
-
-def fitted_part(model, stem: keras.Model | None, rest: keras.Model | None, image_size) -> keras.Model:
-    """What is compiled and fitted: the model from images on, or from a stem's maps on.
-
-    It shares the model's weights; the model itself is not compiled, so that it is saved bare. A system with
-    a loss of its own has no such part: it is fitted itself, and `Bare` saves it.
-    """
-    if _has_own_loss(model):
-        return model
-    if stem is None:
-        images = keras.Input((*image_size, 3), name="images")
-        return keras.Model(images, model.score(model.features(images)))
-    maps = keras.Input(stem.compute_output_shape((None, *image_size, 3))[1:], name="maps")
-    return keras.Model(maps, model.score(maps if rest is None else rest(maps)))
-
-
-class Bare:
-    """Saves a compiled model as if it were not: Keras does not save two optimizers of one model.
-
-    Args:
-        model: the system that is fitted.
-    """
-
-    def __init__(self, model: keras.Model, image_size):
-        self.model = model
-        self.twin = type(model).from_config(model.get_config())
-        self.twin.build((None, *image_size, 3))
-
-    def save(self, path: Path) -> None:
-        """Write the model's weights, now, in a `.keras` file."""
-        self.twin.set_weights(self.model.get_weights())
-        self.twin.save(path)
-
-
-def optimizer(recipe: Recipe, model, steps: int) -> keras.Optimizer:
-    """AdamW with cosine decay; the backbone at its own share of the learning rate."""
-    train = recipe.train
-
-    def adamw(rate: float) -> keras.Optimizer:
-        schedule = keras.optimizers.schedules.CosineDecay(rate, max(1, train.epochs * steps))
-        one = keras.optimizers.AdamW(schedule, weight_decay=train.weight_decay)  # type: ignore[arg-type]
-        one.exclude_from_weight_decay(var_names=["bias", "beta", "gamma", "sw", "logits"])
-        return one
-
-    top, below = adamw(train.learning_rate), adamw(train.learning_rate * train.backbone_rate)
-    backbone = getattr(model, "backbone", None)
-    own = set() if backbone is None else {id(variable) for variable in backbone.trainable_variables}
-    if not own:
-        return top
-    # gradients scaled by a half would not do: Adam divides the factor out again
-    return keras.optimizers.MultiOptimizer(lambda variable: below if id(variable) in own else top)
 
 
 def fit(
@@ -132,30 +77,37 @@ def fit(
         write: prints a line.
         name: begins each line.
     """
-    train, val = (
-        [i for i, side in enumerate(manifest.splits or ()) if side == want] for want in ("train", "val")
+    train, val, test = (
+        [i for i, side in enumerate(manifest.splits or ()) if side == want]
+        for want in ("train", "val", "test")
     )
-    settings = recipe.train
-    model = build(recipe, len(manifest.class_names))
-    stem, rest = parts(model, settings.frozen_stride)
-    if settings.cached_views and stem is not None:
-        views = inputs.cached_features(stem, images, len(manifest), recipe, cache, progress)
-        fitted, change = fitted_part(model, stem, rest, recipe.data.image_size), None
-        drawn = inputs.one_view_an_epoch(views, settings.seed)
-        plain = inputs.one_view_an_epoch(views[:1], 0)
-    else:
-        fitted = fitted_part(model, None, None, recipe.data.image_size)
+    settings, size = recipe.train, recipe.data.image_size
+    seen = pipeline.batches(_subset(images, train), len(train), settings.batch_size).as_numpy_iterator()
+    model = build(recipe, len(manifest.class_names), seen)
+    stem, rest = parts(model, settings.frozen_stride) if settings.cached_views else (None, None)
+    if stem is None:
         change, drawn, plain = augment.augmenter(recipe.augment), images, images
-
+    else:
+        views = inputs.cached_features(stem, images, len(manifest), recipe, cache, progress)
+        change, drawn = None, inputs.one_view_an_epoch(views, settings.seed)
+        plain = inputs.one_view_an_epoch(views[:1], 0)
+    fitted = fitted_part(model, stem, rest, size)
     steps = pipeline.steps_an_epoch(len(train), settings.batch_size)
+    penalise(fitted, settings.l2)
     fitted.compile(
-        optimizer(recipe, model, steps),
+        optimizer(settings, model, steps),
         keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=settings.label_smoothing),
         jit_compile=False,  # type: ignore[arg-type]
     )
     fitted.optimizer.build(fitted.trainable_variables)
-    whole = Bare(model, recipe.data.image_size) if fitted is model else model
-    keeper = Keeper(whole, folder, settings.monitor, settings.patience, settings.seed)
+    keeper = Keeper(
+        saver(model, size),
+        folder,
+        settings.monitor,
+        settings.patience,
+        settings.seed,
+        getattr(model, "ready_epoch", 0),
+    )
     keeper.set_model(fitted)
     start = keeper.restore()
     if start >= settings.epochs or keeper.done:
@@ -170,8 +122,12 @@ def fit(
         range(start, settings.epochs),
         change,
     ).map(lambda x, y: (x, tf.one_hot(y, classes)))
-    held_out = pipeline.batches(_subset(plain, val), len(val), settings.batch_size)
     forward = tf.function(lambda x: fitted(x, training=False), reduce_retracing=True)
+
+    def watch(kind: type[Watch], rows: list[int]) -> Watch:
+        batches = pipeline.batches(_subset(plain, rows), len(rows), settings.batch_size)
+        return kind(lambda: np.concatenate([forward(batch).numpy() for batch in batches]), labels[rows])
+
     fitted.fit(
         data,
         initial_epoch=start,
@@ -181,16 +137,13 @@ def fit(
         shuffle=False,  # the batches come in their own order
         verbose=0,  # type: ignore[arg-type]
         callbacks=[
-            Validate(lambda: np.concatenate([forward(batch).numpy() for batch in held_out]), labels[val]),
+            watch(Validate, val),
+            *([watch(Watch, test)] if settings.watch_test and test else []),
             keeper,
             Line(settings.epochs, name, write),
             keras.callbacks.TensorBoard(str(folder / "tensorboard"), write_graph=False, profile_batch=0),
         ],
     )
-
-
-def _has_own_loss(model: keras.Model) -> bool:
-    return type(model).compute_loss is not keras.Model.compute_loss
 
 
 def _subset(fetch: pipeline.Fetch, places: list[int]) -> pipeline.Fetch:

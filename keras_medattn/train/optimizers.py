@@ -1,0 +1,53 @@
+"""What moves the weights: the optimiser, its learning rates, and coupled L2."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from keras_medattn.train.fitted import backbones_of
+from keras_medattn.train.recipe import Train
+
+
+def optimizer(train: Train, model: keras.Model, steps: int) -> keras.Optimizer:
+    """The recipe's optimiser; the model's backbones move at their own share of the learning rate.
+
+    Args:
+        train: the settings.
+        model: the system.
+        steps: of an epoch.
+    """
+    top, below = (_one(train, rate, steps) for rate in (1.0, train.backbone_rate))
+    own = {id(variable) for one in backbones_of(model) for variable in one.trainable_variables}
+    if not own:
+        return top
+    # gradients scaled by a half would not do: Adam divides the factor out again
+    return keras.optimizers.MultiOptimizer(lambda variable: below if id(variable) in own else top)
+
+
+def penalise(model: keras.Model, l2: float) -> None:
+    """Add `l2 * w^2` to the training loss for every weight w that trains: its gradient gains `2 l2 w`."""
+    for variable in model.trainable_variables if l2 else ():
+        variable.regularizer = keras.regularizers.L2(l2)
+
+
+def _one(train: Train, share: float, steps: int) -> keras.Optimizer:
+    rate = _schedule(train, train.learning_rate * share, max(1, steps))
+    if train.optimizer == "sgd":
+        return keras.optimizers.SGD(rate, train.momentum)
+    if train.optimizer == "adam":
+        return keras.optimizers.Adam(rate)
+    adamw = keras.optimizers.AdamW(rate, weight_decay=train.weight_decay)
+    adamw.exclude_from_weight_decay(var_names=["bias", "beta", "gamma", "sw", "logits"])
+    return adamw
+
+
+def _schedule(train: Train, rate: float, steps: int) -> Any:
+    """A learning rate for each step; of a `step` schedule it changes between epochs alone."""
+    schedules = keras.optimizers.schedules
+    if train.schedule == "cosine":
+        return schedules.CosineDecay(rate, train.epochs * steps)
+    if train.schedule == "step":
+        return schedules.ExponentialDecay(rate, train.step_epochs * steps, train.step_factor, staircase=True)
+    return rate
