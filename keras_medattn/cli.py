@@ -11,6 +11,7 @@ from pathlib import Path
 
 EPILOG = """examples:
   medattn check photos/                                   look at a folder a class before training
+  medattn check BreaKHis --set breakhis                   what is there of a public set, and what is missing
   medattn train recipe.toml --data photos/ --out runs/a   train; a run is never overwritten
   medattn train recipe.toml --data photos/ --out runs/a --resume
   medattn train recipe.toml --data set.csv --out runs/cv --folds 5 --set train.epochs=20
@@ -19,6 +20,7 @@ EPILOG = """examples:
   medattn export runs/a --to saved_models/photos          a SavedModel for TF-Serving
   medattn serve saved_models                              the local server, gRPC on port 8500
   medattn predict --server localhost:8500 --model photos a.jpg b.png
+  medattn make megapixel-mnist --out digits --size 1500   images in which three small digits decide
   medattn demo                                            all of it, on semi-synthetic views
 
 exit codes: 0 done, 1 it failed or `check` found problems, 2 the command line is wrong, 130 stopped by Ctrl-C
@@ -74,6 +76,9 @@ def _parser() -> argparse.ArgumentParser:
     one = command("check", _check, "look at every image and label", "medattn check set.csv --json")
     one.add_argument(
         "data", type=Path, metavar="DATA", help="a folder a class, or a CSV: path,label[,patient][,split]"
+    )
+    one.add_argument(
+        "--set", metavar="NAME", help="DATA is the folder of this public set; a wrong name lists them"
     )
     one.add_argument("--json", action="store_true", help="print the report as JSON")
     one.add_argument(
@@ -168,6 +173,21 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--json", action="store_true", help="print JSON, a line an image")
 
     one = command(
+        "make",
+        _make,
+        "make a synthetic data set",
+        "medattn make megapixel-mnist --out digits --size 1500 --train 5000 --test 1000",
+        "train,mnist",
+    )
+    one.add_argument("name", choices=("megapixel-mnist",), metavar="NAME", help="megapixel-mnist")
+    one.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to make")
+    one.add_argument("--size", type=int, default=1500, metavar="PIXELS", help="side of an image (1500)")
+    one.add_argument("--train", type=int, default=5000, metavar="N", help="images to train on (5000)")
+    one.add_argument("--val", type=int, default=0, metavar="N", help="to validate on (0: some of training)")
+    one.add_argument("--test", type=int, default=1000, metavar="N", help="images to test on (1000)")
+    one.add_argument("--seed", type=int, default=0, help="fixes every pixel (0)")
+
+    one = command(
         "demo", _demo, "train, evaluate, explain, export and serve", "medattn demo --out demo", "demo"
     )
     one.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR", help="folder to make (demo)")
@@ -181,14 +201,20 @@ def _progress(items: Iterable, total: int, text: str = "") -> Iterable:
 
 
 def _check(options) -> int:
-    from keras_medattn.data import check, headers, manifest
+    from keras_medattn.data import check, headers, manifest, sets
 
+    if options.set:
+        found = sets.find(options.set, options.data)
+    else:
+        found = sets.Found(manifest.load(options.data))
     report = check.check(
-        manifest.load(options.data),
+        found.manifest,
         tuple(options.window) if options.window else None,
         options.max_pixels or headers.MAX_PIXELS,
         lambda items, total: _progress(items, total, "reading images"),
     )
+    report.problems += found.problems
+    report.warnings += found.notes
     print(json.dumps(report.to_dict(), indent=2) if options.json else check.text(report))
     return 0 if report.ok else 1
 
@@ -290,6 +316,21 @@ def _predict(options) -> int:
             probability = result.probabilities[result.label]  # type: ignore[index]
             print(f"{result.name}: {result.class_name} ({probability:.4f})")
     return 1 if any(result.error for result in results) else 0
+
+
+def _make(options) -> int:
+    from keras_medattn.data import megapixel_mnist
+
+    counts = (options.train, options.val, options.test)
+    made = megapixel_mnist.make(
+        options.out,
+        *counts,
+        options.size,
+        options.seed,
+        lambda items, total: _progress(items, total, "drawing images"),
+    )
+    print(f"{sum(counts)} images, their boxes in {made.with_name('boxes.csv')}. Next: medattn check {made}")
+    return 0
 
 
 def _demo(options) -> int:
