@@ -5,6 +5,7 @@ from typing import Any
 
 import keras
 
+from keras_medattn.ops.regions import per_position
 from keras_medattn.ops.resize import resize_bilinear, scaled_size
 
 ops: Any = keras.ops  # a type checker would infer its types from one backend
@@ -31,6 +32,8 @@ class MSConv(keras.layers.Layer):
         center: Whether the batch norm adds a learnable beta (a plain batch norm). Without it no scale gets a
             bias over another.
         momentum: Momentum of the batch norm's moving statistics.
+        dilations: Of the kernels at each scale; 1 everywhere by default. With `scales=(1, 1, 1)` and
+            `dilations=(1, 2, 3)` the branches are those of Scale-Aware Trident Networks (Li et al., 2019).
 
     Call arguments:
         inputs: Feature maps of images or of volumes.
@@ -66,6 +69,7 @@ class MSConv(keras.layers.Layer):
         activation: Any = None,
         center: bool = False,
         momentum: float = 0.95,
+        dilations: Sequence[int] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -77,6 +81,12 @@ class MSConv(keras.layers.Layer):
             )
         if not self.scales or min(self.scales) < 0.001:
             raise ValueError(f"`scales` must be factors of at least 0.001. Received: scales={scales}")
+        self.dilations = tuple(int(rate) for rate in dilations or (1,) * len(self.scales))
+        if len(self.dilations) != len(self.scales) or min(self.dilations) < 1:
+            raise ValueError(
+                "`dilations` must be a rate of at least 1 for each scale. "
+                f"Received: dilations={dilations}, scales={scales}"
+            )
         self.activation = keras.activations.get(activation)
         self.center = center
         self.momentum = momentum
@@ -107,45 +117,57 @@ class MSConv(keras.layers.Layer):
     def call(self, inputs: Any, mask: Any = None, training: bool | None = None) -> list:
         """Answers one bag for each kernel group, or with a mask the pairs of bag and mask."""
         self._check_maps(inputs.shape)
-        shape = ops.shape(inputs)
-        batch, slices, maps = shape[0], 1, inputs
-        if mask is not None:
-            _check_mask(mask, inputs.shape)
-            mask = ops.cast(mask, "bool")
-            maps = ops.where(ops.expand_dims(mask, (2, 3, 4)), maps, 0)
-        if len(shape) == 5:
-            slices = shape[1]
-            maps = ops.reshape(maps, (batch * slices, *shape[2:]))  # (B S, h, w, C)
-        counted = mask
-        if mask is None and None in inputs.shape[-3:-1]:
-            # A scale without positions would turn the batch statistics into NaN, but for a mask.
-            counted = ops.ones((batch, slices), "bool")
-        levels = [
-            self._at_scale(index, maps, (batch, slices), counted, training)
-            for index in range(len(self.scales))
+        return self._bags([inputs] * len(self.scales), self.scales, mask, training)
+
+    def of_pyramid(self, levels: Sequence[Any], mask: Any = None, training: bool | None = None) -> list:
+        """Answers the bags of maps that have their scales already, as a pyramid of images gives them.
+
+        Args:
+            levels: Maps for each scale, `(B, h_i, w_i, C)` or `(B, S, h_i, w_i, C)`.
+            mask: As in the call.
+            training: As in the call.
+        """
+        return self._bags(levels, (1,) * len(levels), mask, training)
+
+    def _bags(self, levels: Sequence[Any], factors: Sequence[float], mask: Any, training: Any) -> list:
+        found = [
+            self._at_scale(index, maps, factor, mask, training)
+            for index, (maps, factor) in enumerate(zip(levels, factors, strict=True))
         ]
-        pairs = [tuple(zip(*group, strict=True)) for group in zip(*levels, strict=True)]
+        pairs = [tuple(zip(*group, strict=True)) for group in zip(*found, strict=True)]
         bags = [ops.concatenate(bags, axis=1) for bags, _ in pairs]  # (B, L, n)
         if mask is None:
             return bags
         return [(bag, ops.concatenate(masks, axis=1)) for bag, (_, masks) in zip(bags, pairs, strict=True)]
 
     def _at_scale(
-        self, index: int, maps: Any, size: tuple[Any, Any], counted: Any, training: bool | None
+        self, index: int, maps: Any, factor: float, mask: Any, training: bool | None
     ) -> list[tuple[Any, Any]]:
         """Each kernel group's positions at one scale, `(B, S rows columns, n)`, and which of them count."""
-        (batch, slices), scale, answers, first = size, self.scales[index], [], 0
-        if scale != 1:
-            height, width = (scaled_size(size, scale) for size in ops.shape(maps)[1:3])
+        shape = ops.shape(maps)
+        batch, slices, counted = shape[0], 1, None
+        if mask is not None:
+            _check_mask(mask, maps.shape)
+            counted = ops.cast(mask, "bool")
+            maps = ops.where(ops.expand_dims(counted, (2, 3, 4)), maps, 0)
+        if len(shape) == 5:
+            slices = shape[1]
+            maps = ops.reshape(maps, (batch * slices, *shape[2:]))  # (B S, h, w, C)
+        if mask is None and None in maps.shape[1:3]:
+            # A scale without positions would turn the batch statistics into NaN, but for a mask.
+            counted = ops.ones((batch, slices), "bool")
+        if factor != 1:
+            height, width = (scaled_size(size, factor) for size in ops.shape(maps)[1:3])
             maps = resize_bilinear(maps, height, width)
-        for group, (kernel, channels) in enumerate(self.kernels):
-            bag = _convolve(self.convolutions[group], maps, kernel)  # (B S, rows, columns, n)
+        answers, first = [], 0
+        for group, (_, channels) in enumerate(self.kernels):
+            bag = _convolve(self.convolutions[group], maps, self.dilations[index])  # (B S, rows, columns, n)
             cells = ops.shape(bag)[1] * ops.shape(bag)[2]
             bag = ops.reshape(bag, (batch, slices * cells, channels))  # (B, S rows columns, n)
-            mask = None if counted is None else _per_position(counted, batch, slices, cells)
-            bag = self.normalizations[index * len(self.kernels) + group](bag, training=training, mask=mask)
+            valid = None if counted is None else per_position(counted, cells)
+            bag = self.normalizations[index * len(self.kernels) + group](bag, training=training, mask=valid)
             bag = self.activation(bag * self.sw[index, first : first + channels])
-            answers.append((bag, mask))
+            answers.append((bag, valid))
             first += channels
         return answers
 
@@ -159,8 +181,10 @@ class MSConv(keras.layers.Layer):
             positions = None
             if None not in (slices, height, width):
                 positions = slices * sum(
-                    (scaled_size(height, scale) - size + 1) * (scaled_size(width, scale) - size + 1)
-                    for scale in self.scales
+                    (scaled_size(height, scale) - reach) * (scaled_size(width, scale) - reach)
+                    for scale, reach in zip(
+                        self.scales, [(size - 1) * rate for rate in self.dilations], strict=True
+                    )
                 )
             shapes.append((input_shape[0], positions, channels))
         return shapes if mask_shape is None else [(shape, shape[:2]) for shape in shapes]
@@ -187,6 +211,7 @@ class MSConv(keras.layers.Layer):
             "activation": keras.activations.serialize(self.activation),
             "center": self.center,
             "momentum": self.momentum,
+            "dilations": self.dilations,
         }
 
     def _check_maps(self, shape: tuple) -> None:
@@ -195,8 +220,8 @@ class MSConv(keras.layers.Layer):
                 f"{self.name} takes maps (B, h, w, C) or volumes (B, S, h, w, C). "
                 f"Received: shape={tuple(shape)}"
             )
-        largest = max(size for size, _ in self.kernels)
-        for scale in self.scales:
+        for scale, rate in zip(self.scales, self.dilations, strict=True):
+            largest = (max(size for size, _ in self.kernels) - 1) * rate + 1
             for length in shape[-3:-1]:
                 if length is not None and scaled_size(length, scale) < largest:
                     raise ValueError(
@@ -214,12 +239,15 @@ def _check_mask(mask: Any, shape: tuple) -> None:
         )
 
 
-def _convolve(convolution: Any, maps: Any, size: int) -> Any:
+def _convolve(convolution: Any, maps: Any, rate: int) -> Any:
     """The convolution, without an error where a map of unknown size turns out smaller than the kernel.
 
     Such a map is padded to one position, which is cut off again: TensorFlow's convolutions answer nonsense
     where they should answer no position.
     """
+    size = convolution.kernel_size[0]
+    if rate > 1 and size > 1:
+        return _dilated(convolution, maps, size, rate)
     if None not in maps.shape[1:3]:
         return convolution(maps)
     batch, height, width, channels = ops.shape(maps)
@@ -235,8 +263,20 @@ def _convolve(convolution: Any, maps: Any, size: int) -> Any:
     return answers[:, : ops.maximum(height - size + 1, 0), : ops.maximum(width - size + 1, 0)]
 
 
-def _per_position(mask: Any, batch: Any, slices: Any, cells: Any) -> Any:
-    """The slices' mask `(B, S)`, repeated for each of their positions: `(B, S cells)`."""
-    return ops.reshape(
-        ops.broadcast_to(ops.expand_dims(mask, -1), (batch, slices, cells)), (batch, slices * cells)
+def _dilated(convolution: Any, maps: Any, size: int, rate: int) -> Any:
+    """The valid convolution with dilation, `y_p = sum_o x_(p + rate o) K_o + b`.
+
+    Products of moved maps: TensorFlow's own gradient of a dilated convolution is slow.
+    """
+    kernel, answers = convolution.kernel, convolution.bias
+    _, height, width, _ = ops.shape(maps)
+    reach = (size - 1) * rate
+    rows, columns = (  # a length that is known was checked
+        length - reach if isinstance(length, int) else ops.maximum(length - reach, 0)
+        for length in (height, width)
     )
+    for i in range(size):
+        for j in range(size):
+            moved = maps[:, i * rate : i * rate + rows, j * rate : j * rate + columns]
+            answers = answers + ops.matmul(moved, kernel[i, j])
+    return answers

@@ -1,4 +1,4 @@
-"""From a position in a bag of MSConv to the place in the image that it looked at."""
+"""Between the positions in a bag of MSConv and the slices and places in the image that they look at."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +11,11 @@ ops: Any = keras.ops  # a type checker would infer its types from one backend
 
 
 def position_to_cell(
-    positions: Any, kernel: int, scales: Sequence[float], feature_size: tuple[Any, Any], slices: Any = 1
+    positions: Any,
+    kernel: int | Sequence[int],
+    scales: Sequence[float],
+    feature_size: Sequence[Any],
+    slices: Any = 1,
 ) -> tuple[Any, Any, Any, Any]:
     """Takes the positions of an MSConv bag apart into scale, slice, row and column.
 
@@ -21,9 +25,10 @@ def position_to_cell(
 
     Args:
         positions: Integer array or tensor of any shape, as in `TopKPool`'s `indices`.
-        kernel: Kernel size k of the group whose bag it is.
+        kernel: Kernel size k of the group whose bag it is; or one for each scale, `(k - 1) dilation + 1`.
         scales: The scales of the MSConv.
-        feature_size: `(h, w)` of the maps that the MSConv was given: ints or tensors.
+        feature_size: `(h, w)` of the maps that the MSConv was given: ints or tensors; or a list of one for
+            each scale, of maps that had their scales already (`MSConv.of_pyramid`).
         slices: Number of slices S of the volumes; 1 for images.
 
     Returns:
@@ -38,8 +43,8 @@ def position_to_cell(
     rest = ops.cast(ops.convert_to_tensor(positions), "int32")
     parts = [ops.zeros_like(rest) for _ in range(4)]
     start = 0
-    for index, scale in enumerate(scales):
-        rows, columns = (ops.maximum(scaled_size(size, scale) - kernel + 1, 0) for size in feature_size)
+    for index, (extent, size) in enumerate(_branches(kernel, scales, feature_size)):
+        rows, columns = (ops.maximum(length - extent + 1, 0) for length in size)
         cell = rest - start
         across, area = ops.maximum(columns, 1), ops.maximum(rows * columns, 1)
         inside = cell % area
@@ -51,9 +56,9 @@ def position_to_cell(
 
 def position_to_box(
     positions: Any,
-    kernel: int,
+    kernel: int | Sequence[int],
     scales: Sequence[float],
-    feature_size: tuple[Any, Any],
+    feature_size: Sequence[Any],
     image_size: tuple[Any, Any],
     slices: Any = 1,
 ) -> Any:
@@ -66,9 +71,10 @@ def position_to_box(
 
     Args:
         positions: Integer array or tensor of any shape, as in `TopKPool`'s `indices`.
-        kernel: Kernel size k of the group whose bag it is.
+        kernel: Kernel size k of the group whose bag it is; or one for each scale, `(k - 1) dilation + 1`.
         scales: The scales of the MSConv.
-        feature_size: `(h, w)` of the maps that the MSConv was given: ints or tensors.
+        feature_size: `(h, w)` of the maps that the MSConv was given: ints or tensors; or a list of one for
+            each scale, of maps that had their scales already (`MSConv.of_pyramid`).
         image_size: `(H, W)` of the image in pixels: ints or tensors.
         slices: Number of slices of the volumes; 1 for images.
 
@@ -84,16 +90,48 @@ def position_to_box(
     """
     scale, _, row, column = position_to_cell(positions, kernel, scales, feature_size, slices)
 
-    def edges(cell: Any, size: Any, pixels: Any) -> tuple[Any, Any]:
-        scaled = ops.take(
-            ops.stack([ops.cast(scaled_size(size, factor), "float32") for factor in scales]), scale
-        )
+    extents, sizes = zip(*_branches(kernel, scales, feature_size), strict=True)
+    extent = ops.take(ops.convert_to_tensor(extents, "float32"), scale)
+
+    def edges(cell: Any, lengths: Sequence[Any], pixels: Any) -> tuple[Any, Any]:
+        scaled = ops.take(ops.stack([ops.cast(length, "float32") for length in lengths]), scale)
         ratio = ops.cast(pixels, "float32") / ops.maximum(scaled, 1.0)
         start = ops.cast(cell, "float32") * ratio
-        return start, ops.minimum(start + kernel * ratio, ops.cast(pixels, "float32"))
+        return start, ops.minimum(start + extent * ratio, ops.cast(pixels, "float32"))
 
     (y0, y1), (x0, x1) = (
-        edges(row, feature_size[0], image_size[0]),
-        edges(column, feature_size[1], image_size[1]),
+        edges(row, [height for height, _ in sizes], image_size[0]),
+        edges(column, [width for _, width in sizes], image_size[1]),
     )
     return ops.stack([x0, y0, x1, y1], axis=-1)
+
+
+def per_position(mask: Any, cells: Any) -> Any:
+    """Repeats a mask of slices for each position on them, in the order of a bag.
+
+    Args:
+        mask: Boolean tensor `(B, S)`.
+        cells: Positions on a slice: an int or a tensor.
+
+    Returns:
+        Boolean tensor `(B, S cells)`.
+
+    Example:
+
+    >>> [bool(one) for one in per_position(ops.convert_to_tensor([[True, False]]), 2)[0]]
+    [True, True, False, False]
+    """
+    batch, slices = ops.shape(mask)
+    repeated = ops.broadcast_to(ops.expand_dims(mask, -1), (batch, slices, cells))
+    return ops.reshape(repeated, (batch, slices * cells))
+
+
+def _branches(kernel: Any, scales: Sequence[float], feature_size: Any) -> list[tuple[int, tuple[Any, Any]]]:
+    """For each scale the cells that a kernel spans, and the rows and columns of its maps."""
+    extents = [kernel] * len(scales) if isinstance(kernel, int) else list(kernel)
+    if isinstance(feature_size[0], list | tuple):
+        sizes = [(height, width) for height, width in feature_size]
+    else:
+        height, width = feature_size
+        sizes = [(scaled_size(height, scale), scaled_size(width, scale)) for scale in scales]
+    return list(zip(extents, sizes, strict=True))
