@@ -116,6 +116,20 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument(
         "--threshold", type=float, default=0.5, help="from which the second of two classes is answered"
     )
+    one.add_argument(
+        "--tie",
+        default="probability",
+        choices=("probability", "negative", "positive"),
+        help="what decides a patient's vote between equals: the mean probability, or the first or last class",
+    )
+    one.add_argument("--by", metavar="COLUMN", help="figures of each value of this column of the table, too")
+    one.add_argument(
+        "--draws",
+        type=int,
+        default=0,
+        metavar="N",
+        help="answer by N drawn sets of patches, too (Monte-Carlo)",
+    )
     one.add_argument("--cache", type=Path, metavar="DIR", help="use features cached by training, for speed")
     one.add_argument("--out", type=Path, metavar="DIR", help="where to write (RUN/evaluation)")
     one.add_argument("--json", action="store_true", help="print the figures as JSON")
@@ -243,7 +257,15 @@ def _evaluate(options) -> int:
 
     parts = experiment.load(options.run_folder, options.data)
     result = evaluate.evaluate(
-        parts, options.data, options.split, options.threshold, options.cache, _progress
+        parts,
+        options.data,
+        options.split,
+        options.threshold,
+        options.cache,
+        _progress,
+        options.tie,
+        options.by,
+        options.draws,
     )
     paths = evaluate.write(result, options.out or options.run_folder / "evaluation", options.threshold)
     if options.json:

@@ -86,7 +86,7 @@ def by_patient(
 def patient_scores(patients: Patients, weights: np.ndarray) -> dict[str, np.ndarray]:
     """The figures of patients, for R weightings of them at once, as a bootstrap asks for them.
 
-    - `patient_accuracy`: the share of patients whose vote is right (Wu et al., Deep Attentive Feature Learning).
+    - `patient_accuracy`: the share of patients whose vote is right.
     - `patient_recognition_rate`: the mean over patients of the share of their images that is answered right
       (Spanhol et al., IEEE TBME 2016, the BreakHis protocol). It is not comparable with the accuracy.
     - `patient_auroc`: of the mean probability of a patient's images; macro of more than two classes.

@@ -4,40 +4,33 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from scipy.special import softmax
 
 from keras_medattn import metrics
 from keras_medattn.data import manifest as manifests
-from keras_medattn.data import pipeline
 from keras_medattn.data.manifest import Manifest
 from keras_medattn.files import write_json, written_aside
-from keras_medattn.metrics import Bootstrap
+from keras_medattn.metrics.patients import Tie
+from keras_medattn.metrics.scores import predicted_classes
 from keras_medattn.train import inputs
-from keras_medattn.train.experiment import Part, RunError
+from keras_medattn.train.experiment import Part, RunError, peak_memory_gb
+from keras_medattn.train.figures import Evaluation, joined, part_names, subset, summarise
+from keras_medattn.train.predict import Prediction, predict, predictions, predictions_on_features
 
+__all__ = ["Evaluation", "evaluate", "predict", "table", "to_dict", "write"]
 
-@dataclass(frozen=True)
-class Evaluation:
-    """Predictions of a run's models and the figures over all of them.
-
-    Attributes:
-        manifest: the images, those of one model after those of another.
-        probabilities: `(N, C)`.
-        parts: the name of the model that predicted each image.
-        figures: pooled over all images, with 95% bootstrap intervals by patient where known.
-        spread: of several models: figure -> mean and standard deviation (ddof 1) over them.
-    """
-
-    manifest: Manifest
-    probabilities: np.ndarray
-    parts: tuple[str, ...]
-    figures: Bootstrap
-    spread: dict[str, tuple[float, float]]
+HEADLINES = (
+    "accuracy",
+    "balanced_accuracy",
+    "auroc",
+    "patient_accuracy",
+    "patient_recognition_rate",
+    "patient_auroc",
+)
 
 
 def evaluate(
@@ -47,6 +40,9 @@ def evaluate(
     threshold: float = 0.5,
     cache: Path | str | None = None,
     progress: inputs.Progress = lambda items, *_: items,
+    tie: Tie = "probability",
+    by: str | None = None,
+    draws: int = 0,
 ) -> Evaluation:
     """Predict held-out images and compute the figures.
 
@@ -58,79 +54,43 @@ def evaluate(
         threshold: of two classes, the probability from which the second is answered.
         cache: of a run trained on cached features, where they are: the frozen layers need not run again.
         progress: wraps the loop over batches.
+        tie: what decides between classes with equally many votes of a patient's images.
+        by: a column of the table: the figures of each of its values, too.
+        draws: of a system that draws patches: answer by this many drawn answers, too.
 
     Raises:
-        RunError: the data shares images with the training side, has other classes, or has none to evaluate.
+        RunError: the data shares images with the training side, has other classes, or has none to evaluate;
+            there is no such column; the system draws nothing.
     """
-    manifest_rows: list[Manifest] = []
-    probabilities, names, per_model = [], [], []
+    chosen = [held_out(part, data, split) for part in parts]
+    rows = joined(chosen)
+    values = column(rows, by) if by else ()
     table = parts[0].manifest
-    images = None if cache is None else inputs.images(parts[0].recipe, table, progress)
-    for part in parts:
-        chosen = _held_out(part, data, split)
-        if images is None or cache is None or set(chosen.names) - set(table.names):
-            scores = predict(part, chosen, progress)
+    images = None if cache is None or draws else inputs.images(parts[0].recipe, table, progress)
+    found: list[Prediction] = []
+    for part, own in zip(parts, chosen, strict=True):
+        if images is None or cache is None or set(own.names) - set(table.names):
+            found.append(predictions(part, own, draws, progress))
         else:
-            scores = _predict_on_features(part, chosen, images, Path(cache), progress)
-        probabilities.append(scores)
-        names += [part.folder.name] * len(chosen)
-        manifest_rows.append(chosen)
-        per_model.append(metrics.weighted_scores(chosen.labels, scores, np.ones((1, len(chosen))), threshold))
-    rows = _joined(manifest_rows)
-    answers = np.concatenate(probabilities)
+            found.append(predictions_on_features(part, own, images, Path(cache), progress))
+    names = part_names(parts, chosen)
 
-    def statistic(labels, values, weights):
-        return metrics.weighted_scores(labels, values, weights, threshold)
+    def figures(probabilities: Sequence[np.ndarray | None]) -> Evaluation:
+        return summarise(
+            rows, np.concatenate([p for p in probabilities if p is not None]), names, threshold, tie
+        )
 
-    if rows.patients is None and len(set(rows.names)) < len(
-        rows
-    ):  # an image, seen by several models, is one unit
-        figures = replace(metrics.bootstrap(rows.labels, answers, rows.names, statistic), unit="images")
-    else:
-        figures = metrics.bootstrap(rows.labels, answers, rows.patients, statistic)
-    spread = {}
-    if len(parts) > 1:
-        spread = {key: metrics.mean_sd([float(one[key][0]) for one in per_model]) for key in per_model[0]}
-    return Evaluation(rows, answers, tuple(names), figures, spread)
-
-
-def predict(
-    part: Part, manifest: Manifest, progress: inputs.Progress = lambda items, *_: items
-) -> np.ndarray:
-    """Class probabilities `(N, C)` of images by a run's model."""
-    size = part.recipe.data.image_size
-    fetch = pipeline.streamed(manifest, size, part.recipe.data.window or None, part.recipe.data.max_pixels)
-    return _probabilities(part.model(), fetch, len(manifest), progress, part.folder.name)
-
-
-def _predict_on_features(
-    part: Part, manifest: Manifest, images: pipeline.Fetch, cache: Path, progress: inputs.Progress
-) -> np.ndarray:
-    """As `predict`, from the cached features of the model's frozen layers."""
-    from keras_medattn.train import trainer
-
-    model, settings, table = part.model(), part.recipe.train, part.manifest
-    stem, rest = trainer.parts(model, settings.frozen_stride)
-    if stem is None or not settings.cached_views:
-        raise RunError(f"{part.folder}: was not trained on cached features; evaluate it without a cache")
-    plain = replace(part.recipe, train=replace(settings, cached_views=1))
-    [features] = inputs.cached_features(stem, images, len(table), plain, cache, progress)
-    place = {name: number for number, name in enumerate(table.names)}
-    places = np.array([place[name] for name in manifest.names])
-    tail = trainer.fitted_part(model, stem, rest, part.recipe.data.image_size)
-    return _probabilities(
-        tail, lambda rows, _: features[places[rows]], len(manifest), progress, part.folder.name
+    result = figures([one.probabilities for one in found])
+    return replace(
+        result,
+        by={value: subset(result, np.equal(values, value), threshold, tie) for value in sorted(set(values))},
+        monte_carlo=figures([one.monte_carlo for one in found]) if draws else None,
+        timing={
+            "seconds_per_image": float(np.mean([one.seconds for one in found])),
+            "reading_seconds_per_image": float(np.mean([one.reading for one in found])),
+            "peak_memory_gb": peak_memory_gb(),
+        },
     )
-
-
-def _probabilities(
-    model, fetch: pipeline.Fetch, count: int, progress: inputs.Progress, name: str
-) -> np.ndarray:
-    import tensorflow as tf
-
-    forward = tf.function(lambda batch: model(batch, training=False), reduce_retracing=True)
-    data = progress(pipeline.batches(fetch, count, 8), -(-count // 8), f"predicting, {name}")
-    return softmax(np.float64(np.concatenate([forward(batch).numpy() for batch in data])), axis=-1)
 
 
 def write(evaluation: Evaluation, folder: Path, threshold: float = 0.5) -> list[Path]:
@@ -150,13 +110,16 @@ def write(evaluation: Evaluation, folder: Path, threshold: float = 0.5) -> list[
     metrics.roc_picture(labels, probabilities, classes, paths[2], evaluation.figures)
     metrics.pr_picture(labels, probabilities, classes, paths[3], evaluation.figures)
     metrics.confusion_picture(labels, probabilities, classes, paths[4], threshold)
+    if evaluation.monte_carlo is not None:
+        paths.append(folder / "predictions_monte_carlo.csv")
+        _write_predictions(evaluation.monte_carlo, threshold, paths[-1])
     return paths
 
 
 def to_dict(evaluation: Evaluation) -> dict:
     """The figures as plain values; an undefined one is None."""
     figures = evaluation.figures
-    return {
+    values = {
         "rests_on": str(figures),
         "units": figures.units,
         "unit": figures.unit,
@@ -164,31 +127,49 @@ def to_dict(evaluation: Evaluation) -> dict:
         "class_names": list(evaluation.manifest.class_names),
         "models": len(set(evaluation.parts)),
         "figures": {
-            key: dict(zip(("value", "low", "high"), map(_plain, one[:3]), strict=True))
+            key: dict(zip(("value", "low", "high"), map(plain, one[:3]), strict=True))
             for key, one in figures.figures.items()
         },
         "over_models": {
-            key: {"mean": _plain(mean), "sd": _plain(sd)} for key, (mean, sd) in evaluation.spread.items()
+            key: {"mean": plain(mean), "sd": plain(sd)} for key, (mean, sd) in evaluation.spread.items()
         },
+        "patients": evaluation.patients,
     }
+    if evaluation.by:
+        values["by"] = {value: to_dict(one) for value, one in evaluation.by.items()}
+    if evaluation.monte_carlo is not None:
+        values["monte_carlo"] = to_dict(evaluation.monte_carlo)
+    if evaluation.timing:
+        values["timing"] = {key: plain(value) for key, value in evaluation.timing.items()}
+    return values
 
 
 def table(evaluation: Evaluation) -> str:
     """The figures as text, a line each: value, interval, and mean and sd over several models."""
-    names = evaluation.manifest.class_names
-    lines = []
-    for key, interval in evaluation.figures.figures.items():
-        name, _, which = key.partition("/")
-        label = name if not which else f"{name} ({names[int(which)] if which.isdigit() else which})"
-        line = f"{label:<34} {interval}"
-        if key in evaluation.spread:
-            mean, sd = evaluation.spread[key]
-            line += f"   {mean:.3f} +- {sd:.3f} over {len(set(evaluation.parts))} models"
-        lines.append(line)
+    lines = _lines(evaluation, evaluation.figures.figures)
+    if evaluation.patients is not None:
+        lines.append(
+            "patients: {patients}, {left_out} with several labels left out; ties of votes: {tie}".format(
+                **evaluation.patients
+            )
+        )
+    for value, one in evaluation.by.items():
+        lines += ["", f"{value}: {one.figures}", *_lines(one, HEADLINES)]
+    if evaluation.monte_carlo is not None:
+        lines += ["", "Monte-Carlo: the mean softmax over drawn answers; above, the deterministic answer"]
+        lines += _lines(evaluation.monte_carlo, HEADLINES)
+    timing = evaluation.timing
+    if timing and not math.isnan(timing["seconds_per_image"]):
+        lines += [
+            "",
+            "{seconds_per_image:.4f} s an image and {reading_seconds_per_image:.4f} s to read it; "
+            "{peak_memory_gb:.2f} GB of memory at the peak".format(**timing),
+        ]
     return "\n".join(lines)
 
 
-def _held_out(part: Part, data: Path | str | None, split: str) -> Manifest:
+def held_out(part: Part, data: Path | str | None, split: str) -> Manifest:
+    """The images to evaluate a model on, as `evaluate` says."""
     own = part.manifest
     if data is not None:
         given = manifests.load(data, own.class_names)
@@ -206,32 +187,43 @@ def _held_out(part: Part, data: Path | str | None, split: str) -> Manifest:
     return chosen
 
 
-def _joined(tables: Sequence[Manifest]) -> Manifest:
-    first = tables[0]
-    return Manifest(
-        first.root,
-        tuple(name for one in tables for name in one.names),
-        np.concatenate([one.labels for one in tables]),
-        first.class_names,
-        None if first.patients is None else tuple(p for one in tables for p in one.patients or ()),
-    )
+def plain(value: float) -> float | None:
+    """A number as JSON keeps it: None where it is undefined."""
+    return None if math.isnan(value) else float(value)
+
+
+def column(rows: Manifest, name: str) -> tuple[str, ...]:
+    """What a further column of the table says of each image."""
+    if name not in rows.columns:
+        known = ", ".join(rows.columns) or "none"
+        raise RunError(f"the data has no further column {name!r} to report by. It has: {known}")
+    return rows.columns[name]
+
+
+def _lines(evaluation: Evaluation, keys: Iterable[str]) -> list[str]:
+    names = evaluation.manifest.class_names
+    lines = []
+    for key in keys:
+        if key not in evaluation.figures.figures:
+            continue
+        name, _, which = key.partition("/")
+        label = name if not which else f"{name} ({names[int(which)] if which.isdigit() else which})"
+        line = f"{label:<34} {evaluation.figures.figures[key]}"
+        if key in evaluation.spread:
+            mean, sd = evaluation.spread[key]
+            line += f"   {mean:.3f} +- {sd:.3f} over {len(set(evaluation.parts))} models"
+        lines.append(line)
+    return lines
 
 
 def _write_predictions(evaluation: Evaluation, threshold: float, path: Path) -> None:
     rows = evaluation.manifest
-    if len(rows.class_names) == 2:
-        answers = (evaluation.probabilities[:, 1] >= threshold).astype(int)
-    else:
-        answers = evaluation.probabilities.argmax(axis=-1)
+    answers = predicted_classes(evaluation.probabilities, threshold)
     with written_aside(path) as aside, open(aside, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["path", "patient", "model", "label", "predicted", *rows.class_names])
         for place, name in enumerate(rows.names):
             patient = rows.patients[place] if rows.patients else ""
             label, answer = rows.class_names[rows.labels[place]], rows.class_names[answers[place]]
-            values = [f"{value:.6f}" for value in evaluation.probabilities[place]]
+            values = [f"{value:.9g}" for value in evaluation.probabilities[place]]
             writer.writerow([name, patient, evaluation.parts[place], label, answer, *values])
-
-
-def _plain(value: float) -> float | None:
-    return None if math.isnan(value) else float(value)
