@@ -16,6 +16,7 @@ EPILOG = """examples:
   medattn train recipe.toml --data photos/ --out runs/a --resume
   medattn train recipe.toml --data set.csv --out runs/cv --folds 5 --set train.epochs=20
   medattn evaluate runs/a                                 figures with 95% intervals, pictures, predictions
+  medattn compare runs/a runs/b                           which is better, and whether that is chance
   medattn explain runs/a --split test --truth masks/      where it looked, and whether it was there
   medattn export runs/a --to saved_models/photos          a SavedModel for TF-Serving
   medattn serve saved_models                              the local server, gRPC on port 8500
@@ -93,10 +94,19 @@ def _parser() -> argparse.ArgumentParser:
         "medattn train mims.toml --data set.csv --out runs/a --set model.k=3",
     )
     one.add_argument("recipe", type=Path, metavar="RECIPE", help="a TOML file")
-    one.add_argument("--data", type=Path, required=True, help="a folder a class, or a CSV")
+    one.add_argument(
+        "--data",
+        type=Path,
+        required=True,
+        help="a folder a class, or a CSV; or the root of the public set that the recipe names",
+    )
     one.add_argument("--out", type=Path, required=True, metavar="RUN", help="the run folder to make")
     one.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting; repeatable"
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override a setting; repeatable; null is None",
     )
     one.add_argument("--folds", type=int, default=0, metavar="N", help="cross-validate over N folds")
     one.add_argument(
@@ -135,6 +145,38 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--json", action="store_true", help="print the figures as JSON")
 
     one = command(
+        "compare",
+        _compare,
+        "runs side by side, with tests of their differences",
+        "medattn compare plain=runs/a mask=runs/b --figure accuracy --out comparison",
+    )
+    one.add_argument("runs", nargs="+", metavar="[NAME=]RUN", help="the first is what others are compared to")
+    one.add_argument(
+        "--figure", default="auroc", metavar="NAME", help="a figure of `medattn evaluate` (auroc)"
+    )
+    one.add_argument(
+        "--split", default="test", choices=("train", "val", "test"), help="side to compare on (test)"
+    )
+    one.add_argument("--data", type=Path, help="where the images are now, or other images")
+    one.add_argument("--by", metavar="COLUMN", help="compare on the images of each value of it, too")
+    one.add_argument("--over", metavar="SETTING", help="draw the figure over this setting, say model.k")
+    one.add_argument(
+        "--threshold", type=float, default=0.5, help="from which the second of two classes is answered"
+    )
+    one.add_argument(
+        "--epochs-from",
+        type=Path,
+        metavar="CVRUN",
+        help="also average test accuracies over the epochs that this cross validation picks",
+    )
+    one.add_argument("--epochs", type=int, default=30, metavar="N", help="how many epochs it picks (30)")
+    one.add_argument("--cache", type=Path, metavar="DIR", help="use features cached by training, for speed")
+    one.add_argument(
+        "--out", type=Path, default=Path("comparison"), metavar="DIR", help="where to write (comparison)"
+    )
+    one.add_argument("--json", action="store_true", help="print the comparison as JSON")
+
+    one = command(
         "explain", _explain, "where a model looked", "medattn explain runs/a eye.jpg --class lesions"
     )
     one.add_argument("run_folder", type=Path, metavar="RUN")
@@ -149,7 +191,20 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument(
         "--truth", type=Path, metavar="PATH", help="folder of masks, or CSV of boxes, to measure against"
     )
-    one.add_argument("--truth-class", metavar="NAME", help="of a CSV with a class column: the class to take")
+    one.add_argument(
+        "--truth-class",
+        metavar="NAME[,NAME]",
+        default="",
+        help="kinds of masks (IMAGE_KIND.png), or classes of a CSV with a class column, to take; all",
+    )
+    one.add_argument(
+        "--against",
+        action="store_true",
+        help="show what argues against the class instead",
+    )
+    one.add_argument(
+        "--side", type=int, default=1600, metavar="PIXELS", help="draw larger images so long at most (1600)"
+    )
     one.add_argument("--most", type=int, metavar="N", help="write pictures of the first N images only")
     one.add_argument("--out", type=Path, metavar="DIR", help="where to write (RUN/explanations)")
 
@@ -277,6 +332,27 @@ def _evaluate(options) -> int:
     return 0
 
 
+def _compare(options) -> int:
+    from keras_medattn.train import compare, compare_report
+
+    runs = []
+    for text in options.runs:
+        name, equals, folder = text.partition("=")
+        named = equals and not Path(text).exists()
+        runs.append((name, Path(folder)) if named else (Path(text).name, Path(text)))
+    loaded = compare.load(runs, options.data, options.split, options.threshold, options.cache, _progress)
+    result = compare.compare(
+        loaded, options.figure, options.threshold, options.by, options.epochs, options.epochs_from
+    )
+    paths = compare_report.write(result, options.out, options.over)
+    if options.json:
+        print(json.dumps(compare_report.to_dict(result), indent=2))
+        return 0
+    print(compare_report.text(result))
+    print("\nwrote " + ", ".join(str(path) for path in paths))
+    return 0
+
+
 def _explain(options) -> int:
     from keras_medattn.explain import report
     from keras_medattn.train import experiment
@@ -292,7 +368,16 @@ def _explain(options) -> int:
             return _fail(f"{options.run_folder} holds {len(parts)} models: name one, say {parts[0].folder}")
         jobs = [report.Job(parts[0], None, options.images)]
     return report.explain(
-        jobs, out, options.wanted, options.truth, options.truth_class, options.most, _progress, print
+        jobs,
+        out,
+        options.wanted,
+        options.truth,
+        [kind for kind in options.truth_class.split(",") if kind],
+        options.most,
+        _progress,
+        print,
+        options.side,
+        -1 if options.against else 1,
     )
 
 

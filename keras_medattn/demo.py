@@ -100,7 +100,7 @@ def _explain(part, out: Path, progress, write) -> None:
     from keras_medattn.explain import report
 
     job = report.Job(part, part.manifest.split("test"))
-    report.explain([job], out / "explanations", None, out / "data" / "masks", None, 16, progress, write)
+    report.explain([job], out / "explanations", None, out / "data" / "masks", (), 16, progress, write)
 
 
 def _export(part, out: Path, write) -> None:

@@ -7,7 +7,9 @@ from typing import Any
 import tensorflow as tf
 
 
-def evidence(model: Any, images: tf.Tensor, classes: tf.Tensor | None = None) -> dict[str, tf.Tensor]:
+def evidence(
+    model: Any, images: Any, classes: tf.Tensor | None = None, sign: int = 1
+) -> dict[str, tf.Tensor]:
     """What argues for a class: where the model looked, and what it says of the places itself.
 
     Args:
@@ -15,13 +17,22 @@ def evidence(model: Any, images: tf.Tensor, classes: tf.Tensor | None = None) ->
             is the map, for all classes the same; else the map is that of `contributions`.
         images: `(B, H, W, 3)` in 0..255.
         classes: `(B,)` int, the class to argue for; by default the predicted one.
+        sign: of `contributions`.
 
     Returns:
-        As `contributions`, and where the model has them `boxes (B, K, 4)` and `weights (B, K)`, of the
-        predicted class.
+        As `contributions`, and all that `explain` names: of several systems `boxes (B, K, 4)` and `weights
+        (B, K)`, which are of the predicted class.
+
+    Raises:
+        ValueError: if what argues against a class is asked of a model that has an attention of its own.
     """
     named = model.explain(images)
     if "attention" in named:
+        if sign < 0:
+            raise ValueError(
+                f"a {type(model).__name__} shows its own attention, which argues against no class. "
+                f"Received: sign={sign}"
+            )
         scores = named["scores"]
         classes = tf.argmax(scores, axis=-1) if classes is None else tf.cast(classes, tf.int64)
         found = {
@@ -30,11 +41,13 @@ def evidence(model: Any, images: tf.Tensor, classes: tf.Tensor | None = None) ->
             "classes": classes,
         }
     else:
-        found = contributions(model, images, classes)
-    return found | {key: named[key] for key in ("boxes", "weights") if key in named}
+        found = contributions(model, images, classes, sign)
+    return named | found
 
 
-def contributions(model: Any, images: tf.Tensor, classes: tf.Tensor | None = None) -> dict[str, tf.Tensor]:
+def contributions(
+    model: Any, images: Any, classes: tf.Tensor | None = None, sign: int = 1
+) -> dict[str, tf.Tensor]:
     """How much each cell of the primary maps argues for a class.
 
     ```
@@ -46,24 +59,39 @@ def contributions(model: Any, images: tf.Tensor, classes: tf.Tensor | None = Non
     which would keep the evidence against it: this is `+dy_c`.
 
     Args:
-        model: has `features(images)` and `score(maps)`.
-        images: `(B, H, W, 3)` in 0..255.
+        model: has `features(images)`, which may answer maps at several scales, and `score(maps)`.
+        images: `(B, H, W, 3)` in 0..255; or volumes, a dict of `image (B, S, H, W, 3)` and `mask (B, S)`.
         classes: `(B,)` int, the class to argue for; by default the predicted one.
+        sign: 1; or -1, the paper's: positive is then what argues against the class.
 
     Returns:
-        `contributions (B, h, w)` float32, negative where a cell argues against the class; `scores (B, C)`;
-        `classes (B,)` int64.
+        `contributions (B, h, w)`, of volumes `(B, S, h, w)`, float32, negative where a cell argues against
+        the class; `scores (B, C)`; `classes (B,)` int64.
     """
     maps = model.features(images, training=False)
     with tf.GradientTape() as tape:
         tape.watch(maps)
-        scores = model.score(maps, training=False)
+        mask = {"mask": images["mask"]} if isinstance(images, dict) else {}
+        scores = model.score(maps, training=False, **mask)
         if classes is None:
             classes = tf.argmax(scores, axis=-1)
         chosen = tf.gather(scores, classes, batch_dims=1)
-    slope = tape.gradient(chosen, maps)
-    argued = tf.reduce_sum(tf.cast(slope * maps, tf.float32), axis=-1)
+    slopes = tape.gradient(chosen, maps)
+    pairs = zip(tf.nest.flatten(slopes), tf.nest.flatten(maps), strict=True)
+    argued = sign * _together([tf.reduce_sum(tf.cast(slope * x, tf.float32), axis=-1) for slope, x in pairs])
     return {"contributions": argued, "scores": scores, "classes": tf.cast(classes, tf.int64)}
+
+
+def _together(levels: list[tf.Tensor]) -> tf.Tensor:
+    """The sum of maps `(..., h_i, w_i)`, each laid over the last, the largest, with the same total."""
+    total = levels[-1]
+    shape = tf.shape(total)
+    for level in levels[:-1]:
+        height, width = tf.shape(level)[-2], tf.shape(level)[-1]
+        laid = tf.image.resize(tf.reshape(level, (-1, height, width, 1)), shape[-2:])
+        ratio = tf.cast(height * width, tf.float32) / tf.cast(shape[-2] * shape[-1], tf.float32)
+        total += tf.reshape(laid * ratio, shape)
+    return total
 
 
 def attention(argued: tf.Tensor) -> tf.Tensor:

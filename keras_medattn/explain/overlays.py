@@ -15,6 +15,8 @@ from keras_medattn.metrics.plots import save_figure
 
 TRUTH = (0, 230, 118)  # on the image, where no stain or retina is green
 FOUND = (255, 0, 255)  # on the overlay: jet has no magenta
+SIDE = 1600  # pixels of the longest side of what is drawn
+_PAGE = 960  # and on a page of several; Matplotlib would hold megapixels as floats
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,24 @@ def heat_levels(heat: ArrayLike) -> np.ndarray:
         raise ValueError(f"A heat must be finite and of shape (h, w). Received: shape {heat.shape}, {heat}")
     heat = np.maximum(heat, 0)
     return np.rint(heat / (heat.max() or 1) * 255).astype(np.uint8)
+
+
+def drawn_size(shape: Sequence[int], side: int = SIDE) -> tuple[int, int]:
+    """Rows and columns at which an image `(H, W, ...)` is drawn: its longest side is at most `side`.
+
+    >>> drawn_size((2848, 4288)), drawn_size((480, 640, 3))
+    ((1063, 1600), (480, 640))
+    """
+    height, width = shape[:2]
+    ratio = min(1.0, side / max(height, width))
+    return max(1, round(height * ratio)), max(1, round(width * ratio))
+
+
+def shrink(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A uint8 image `(H, W, 3)` at rows and columns `size`, antialiased; the image itself where it is so."""
+    if image.shape[:2] == tuple(size):
+        return image
+    return np.asarray(Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BILINEAR))
 
 
 def to_image_size(heat: ArrayLike, height: int, width: int) -> np.ndarray:
@@ -158,7 +178,7 @@ def panel(rows: Sequence[PanelRow], path: str | os.PathLike[str], colormap: str 
             heated = draw_boxes(heated, row.found, FOUND)
         left.set_title(row.title, fontsize=11, loc="left")
         for axes, picture in ((left, original), (right, heated)):
-            axes.imshow(_shrunk(picture))
+            axes.imshow(shrink(picture, drawn_size(picture.shape, _PAGE)))
             axes.set_axis_off()
     save_figure(figure, path)
 
@@ -178,12 +198,6 @@ def _neighbours(size: int, wanted: int) -> tuple[np.ndarray, np.ndarray, np.ndar
 
 def _line(image: np.ndarray) -> int:
     return max(1, round(min(image.shape[:2]) / 200))
-
-
-def _shrunk(image: np.ndarray, side: int = 960) -> np.ndarray:
-    picture = Image.fromarray(image)
-    picture.thumbnail((side, side))  # a page holds no more, and Matplotlib would hold megapixels as floats
-    return np.asarray(picture)
 
 
 def _check_image(image: np.ndarray) -> None:

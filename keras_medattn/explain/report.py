@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +11,15 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from keras_medattn import metrics
 from keras_medattn.data import pipeline, readers
 from keras_medattn.data.manifest import Manifest
-from keras_medattn.explain import heatmaps, overlays
+from keras_medattn.explain import figures, heatmaps, overlays, places
+from keras_medattn.explain.truth import load_truth
 from keras_medattn.files import write_json, written_aside
+from keras_medattn.metrics.localisation import boxes_to_mask
 
 TOP = 5  # boxes drawn on a picture
-
-
-class TruthError(ValueError):
-    """Ground truth that cannot be read; the message names the file."""
+_KEPT = ("above", "cells", "mask", "initial_mask")  # small: what is needed once all images were explained
 
 
 @dataclass(frozen=True)
@@ -36,8 +33,10 @@ class Finding:
         argued: `(h, w)` contributions of the primary maps' cells to that class; or the model's own attention.
         size: height and width of the image in pixels.
         boxes: `(K, 4)` in its pixels, those that weigh most first; empty where the model has none, or where
-            another class than the predicted one was asked for.
+            something else than evidence for the predicted class was asked for.
         weights: `(K,)` contributions of the boxes to the class's score.
+        named: what the model's `explain` names of this image.
+        side: the longest side at which it is drawn.
     """
 
     path: Path
@@ -47,11 +46,31 @@ class Finding:
     size: tuple[int, int]
     boxes: np.ndarray
     weights: np.ndarray
+    named: dict[str, np.ndarray] = field(default_factory=dict)
+    side: int = overlays.SIDE
+
+    @property
+    def drawn(self) -> tuple[int, int]:
+        """Height and width of what is drawn of it."""
+        return overlays.drawn_size(self.size, self.side)
+
+    @property
+    def scale(self) -> np.ndarray:
+        """Drawn pixels for one of its pixels, along x, y, x, y."""
+        return np.tile(np.array(self.drawn[::-1]) / np.array(self.size[::-1]), 2)
 
     def heat(self) -> np.ndarray:
-        """`(H, W)` float32 in image coordinates: what argues for the class, 0 and more."""
-        resized = overlays.to_image_size(np.maximum(self.argued, 0).astype(np.float32), *self.size)
-        return resized
+        """As large as what is drawn, float32: what argues for the class, 0 and more."""
+        return overlays.to_image_size(np.maximum(self.argued, 0).astype(np.float32), *self.drawn)
+
+    def region(self) -> np.ndarray | None:
+        """As large as what is drawn, bool: where the model cuts out its instances or patches; or None."""
+        if "above" in self.named:  # cells of the attention above its threshold
+            cells = Image.fromarray(self.named["above"].astype(np.uint8))
+            return np.asarray(cells.resize((self.drawn[1], self.drawn[0]), Image.Resampling.NEAREST)) > 0
+        if "cells" in self.named:
+            return boxes_to_mask(self.boxes * self.scale, self.drawn)
+        return None
 
 
 @dataclass(frozen=True)
@@ -73,23 +92,28 @@ def explain(
     out: Path,
     wanted: str | None = None,
     truth: Path | None = None,
-    truth_class: str | None = None,
+    kinds: Sequence[str] = (),
     most: int | None = None,
     progress: Callable = lambda items, *_: items,
     write: Callable[[str], None] = print,
+    side: int = overlays.SIDE,
+    sign: int = 1,
 ) -> int:
     """Explain images into a folder, and measure localisation where truth is known.
 
     Args:
         jobs: the models, each with its images.
-        out: written: `NAME.overlay.png`, `NAME.heat.npy` in image coordinates, `explanations.json`,
-            `sheet.png` of the first four with a truth, and `localisation.json` where truth is given.
+        out: written: `NAME.overlay.png`, `NAME.heat.npy` as large, the pages of `figures.draw`,
+            `explanations.json`, `sheet.png` of the first four with a truth, `mask.png` of a model that has
+            one mask for all images, and `localisation.json` where truth is given.
         wanted: the class to argue for; by default the predicted one of each image.
         truth: masks or boxes, see `load_truth`.
-        truth_class: see `load_truth`.
+        kinds: see `load_truth`.
         most: write pictures and arrays of the first so many images only.
         progress: wraps the loop.
         write: prints a line.
+        side: longer images are drawn, and localisation on them is measured, with their longest side so long.
+        sign: -1 shows what argues against the class.
 
     Returns:
         The exit code.
@@ -97,33 +121,28 @@ def explain(
     class_names = jobs[0].part.manifest.class_names
     if wanted is not None and wanted not in class_names:
         raise ValueError(f"--class must be one of {list(class_names)}. Received: {wanted!r}")
+    if side < 32:
+        raise ValueError(f"--side must be 32 pixels or more. Received: {side}")
     paths = [path for job in jobs for path in job.paths]
-    truths = [None] * len(paths) if truth is None else load_truth(truth, paths, truth_class)
+    truths = [None] * len(paths) if truth is None else load_truth(truth, paths, kinds, side)
     index = None if wanted is None else class_names.index(wanted)
-    found = [
-        one
-        for job in jobs
-        for one in progress(
-            findings(job.part.model(), job.part.recipe, job.paths, index), len(job.paths), "explaining"
-        )
-    ]
-    out.mkdir(parents=True, exist_ok=True)
-    window = jobs[0].part.recipe.data.window or None
-    shown = found[: len(found) if most is None else most]
-    records = [
-        write_one(one, class_names, out, f"{place:04d}-{one.path.stem}", window)
-        for place, one in enumerate(progress(shown, len(shown), "writing pictures"))
-    ]
+    most = len(paths) if most is None else most
+    found, records = [], []
+    for job in jobs:
+        model = job.part.model()
+        looked = findings(model, job.part.recipe, job.paths, index, side, sign)
+        for one in progress(looked, len(job.paths), "explaining"):
+            if len(records) < most:
+                out.mkdir(parents=True, exist_ok=True)
+                name = f"{len(records):04d}-{one.path.stem}"
+                records.append(write_one(one, model, job.part.recipe, class_names, out, name))
+            found.append(replace(one, named={key: one.named[key] for key in _KEPT if key in one.named}))
     write_json(records, out / "explanations.json")
     marked = [place for place, one in enumerate(truths) if one is not None] or list(range(len(found)))
-    sheet(
-        [found[i] for i in marked[:4]],
-        [truths[i] for i in marked[:4]],
-        class_names,
-        out / "sheet.png",
-        window,
-    )
-    write(f"wrote {len(records)} overlays and arrays, explanations.json and sheet.png in {out}")
+    data = jobs[0].part.recipe.data
+    _sheet([(found[i], truths[i]) for i in marked[:4]], class_names, out / "sheet.png", data)
+    masked = _write_mask(found[0], jobs, out / "mask.png", write)
+    write(f"wrote {len(records)} overlays and arrays, explanations.json{masked} and sheet.png in {out}")
     tables = [job.table for job in jobs]
     if truth is not None and all(table is not None for table in tables):
         _report_localisation(found, truths, tables, out, write)
@@ -132,25 +151,13 @@ def explain(
     return 0
 
 
-def _report_localisation(found, truths, tables, out: Path, write: Callable[[str], None]) -> None:
-    labels = np.concatenate([table.labels for table in tables])
-    known = all(table.patients is not None for table in tables)
-    groups = [patient for table in tables for patient in table.patients] if known else None
-    figures = localisation(found, truths, labels, groups)
-    if figures is None:
-        write("no true positive has a truth: nothing to measure localisation on")
-        return
-    write(f"localisation on true positives. {figures}")
-    for name, interval in figures.figures.items():
-        write(f"  {name:<16} {interval}")
-    plain = {
-        name: {"value": one.value, "low": one.low, "high": one.high} for name, one in figures.figures.items()
-    }
-    write_json({"rests_on": str(figures), "figures": plain}, out / "localisation.json")
-
-
 def findings(
-    model: Any, recipe: Any, paths: Iterable[Path], class_index: int | None = None
+    model: Any,
+    recipe: Any,
+    paths: Iterable[Path],
+    class_index: int | None = None,
+    side: int = overlays.SIDE,
+    sign: int = 1,
 ) -> Iterable[Finding]:
     """Explain images one after another.
 
@@ -159,148 +166,145 @@ def findings(
         recipe: the recipe of its run, for image size and intensity window.
         paths: the image files.
         class_index: the class to argue for; by default the predicted one of each image.
+        side: see `Finding`.
+        sign: -1 shows what argues against the class.
     """
     settings = recipe.data
 
     @tf.function(reduce_retracing=True)
     def look(images, classes):
-        return heatmaps.evidence(model, images, classes if class_index is not None else None)
+        return heatmaps.evidence(model, images, classes if class_index is not None else None, sign)
 
     classes = tf.constant([class_index or 0], tf.int64)
     for path in paths:
         original = readers.read(path, settings.window or None, settings.max_pixels)
         sized = pipeline.size_pixels(original, settings.image_size)
-        found = {key: value.numpy()[0] for key, value in look(tf.constant(sized[None]), classes).items()}
-        size = original.shape[:2]
-        scale = np.tile(np.array(size[::-1]) / np.array(settings.image_size[::-1]), 2)  # x, y, x, y
-        predicted = int(found["scores"].argmax())
-        if class_index not in (None, predicted):  # the boxes argue for the predicted class, not for this one
-            found = {key: value for key, value in found.items() if key not in ("boxes", "weights")}
-        boxes, weights = found.get("boxes", np.zeros((0, 4))), found.get("weights", np.zeros(0))
-        real = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)  # a slot without an instance is no box
+        named = {key: value.numpy()[0] for key, value in look(tf.constant(sized[None]), classes).items()}
+        predicted = int(named["scores"].argmax())
+        boxes, weights = named.get("boxes", np.zeros((0, 4))), named.get("weights", np.zeros(0))
+        # a slot without an instance is no box; and boxes argue for the predicted class, and for no other
+        real = (boxes[:, 2:] > boxes[:, :2]).all(axis=1) & (class_index in (None, predicted) and sign > 0)
         yield Finding(
             Path(path),
-            tf.nn.softmax(found["scores"]).numpy(),
+            tf.nn.softmax(named["scores"]).numpy(),
             predicted,
-            found["contributions"],
-            (int(size[0]), int(size[1])),
-            boxes[real] * scale,
+            named["contributions"],
+            (int(original.shape[0]), int(original.shape[1])),
+            boxes[real] * _scale(original.shape, settings.image_size),
             weights[real],
+            named,
+            side,
         )
 
 
-def write_one(finding: Finding, class_names: Sequence[str], folder: Path, name: str, window=None) -> dict:
-    """Write one image's overlay PNG, heat array and record.
+def write_one(
+    finding: Finding, model: Any, recipe: Any, class_names: Sequence[str], folder: Path, name: str
+) -> dict:
+    """Write one image's overlay, heat array, pages and record.
 
     Returns:
         The record: prediction, files, boxes and weights.
     """
-    image = readers.read(finding.path, window)
-    heat = finding.heat()
-    picture = overlays.overlay(image, finding.argued)
-    overlay_path, heat_path = folder / f"{name}.overlay.png", folder / f"{name}.heat.npy"
-    overlays.save_png(overlays.draw_boxes(picture, finding.boxes[:TOP], overlays.FOUND), overlay_path)
-    with written_aside(heat_path) as aside:
-        np.save(aside, heat)
+    image = _read(finding, recipe.data)
+    drawn = overlays.overlay(overlays.shrink(image, finding.drawn), finding.argued)
+    drawn = overlays.draw_boxes(drawn, finding.boxes[:TOP] * finding.scale, overlays.FOUND)
+    files = {"overlay": folder / f"{name}.overlay.png", "heat": folder / f"{name}.heat.npy"}
+    overlays.save_png(drawn, files["overlay"])
+    with written_aside(files["heat"]) as aside:
+        np.save(aside, finding.heat())
+    size = recipe.data.image_size
+    draw = figures.monte_carlo(model, pipeline.size_pixels(image, size)[None])
+    if draw:
+        draw["drawn_boxes"] = draw["drawn_boxes"] * _scale(image.shape, size)
+    whole = replace(finding, named=finding.named | draw)
+    files |= figures.draw(whole, image, _title(finding, class_names), folder, name)
     return {
         "image": str(finding.path),
         "predicted": class_names[finding.predicted],
         "probabilities": {
             key: float(value) for key, value in zip(class_names, finding.probabilities, strict=True)
         },
-        "overlay": str(overlay_path),
-        "heat": str(heat_path),
+        **{key: str(path) for key, path in files.items()},
+        "scale": float(finding.scale[0]),  # pixels of overlay and heat for one of the image
         "boxes": finding.boxes[:20].round(1).tolist(),
         "weights": finding.weights[:20].tolist(),
     }
 
 
-def load_truth(source: Path, paths: Sequence[Path], kind: str | None = None) -> list[np.ndarray | None]:
-    """Read ground truth for images, for measuring localisation only.
-
-    Args:
-        source: a folder of masks named as the images (`NAME.png`, non-zero is inside), or a CSV with the
-            columns `path,xmin,ymin,xmax,ymax` and perhaps `class`; paths end as the images' do.
-        paths: the images.
-        kind: of a CSV with a `class` column, the class to take; by default all.
-
-    Returns:
-        For each image a mask `(H, W)` bool, boxes `(K, 4)`, or None where nothing is marked.
-
-    Raises:
-        TruthError: the source is neither, lacks a column, or marks none of the images.
-    """
-    if source.is_dir():
-        masks = {path.stem: path for path in sorted(source.glob("*.png"))}
-        truths = [_mask(masks[path.stem]) if path.stem in masks else None for path in paths]
-    elif source.is_file():
-        truths = _boxes(source, paths, kind)
-    else:
-        raise TruthError(f"{source}: no such folder of masks or CSV of boxes")
-    if all(truth is None for truth in truths):
-        raise TruthError(f"{source}: marks none of the {len(paths)} images. Are the names the same?")
-    return truths
-
-
-def localisation(
-    found: Sequence[Finding], truths: Sequence[np.ndarray | None], labels: np.ndarray, groups=None
-) -> metrics.Bootstrap | None:
-    """Figures of localisation on the true positives: predicted and labelled as another class than the first.
-
-    Args:
-        found: one a image.
-        truths: from `load_truth`; images without any are left out.
-        labels: `(N,)` int.
-        groups: the patient of each image, or None.
-
-    Returns:
-        Figures with intervals and with chance beside them; None when no true positive has a truth.
-    """
-    chosen = [
-        place
-        for place, (one, truth) in enumerate(zip(found, truths, strict=True))
-        if truth is not None and one.predicted == labels[place] and labels[place] > 0
-    ]
+def _report_localisation(found, truths, tables, out: Path, write: Callable[[str], None]) -> None:
+    labels = np.concatenate([table.labels for table in tables])
+    chosen = places.true_positives(found, truths, labels)
     if not chosen:
-        return None
-    heats = (found[place].heat() for place in chosen)
-    marked = (np.asarray(truths[place]) for place in chosen)
-    return metrics.localise(heats, marked, None if groups is None else [groups[i] for i in chosen])
+        write("no true positive has a truth: nothing to measure localisation on")
+        return
+    groups = None
+    if all(table.patients is not None for table in tables):
+        patients = [patient for table in tables for patient in table.patients]
+        groups = [patients[place] for place in chosen]
+    measured = places.localisation([found[i] for i in chosen], [truths[i] for i in chosen], groups)
+    write(f"localisation on true positives. {measured['heat']}")
+    report: dict[str, Any] = {"rests_on": str(measured["heat"])}
+    for key, group in (("heat", "figures"), ("region", "region")):
+        if key not in measured:
+            continue
+        if key == "region":
+            write("of the region that is cut out:")
+        for name, interval in measured[key].figures.items():
+            write(f"  {name:<16} {interval}")
+        report[group] = {
+            name: {"value": one.value, "low": one.low, "high": one.high}
+            for name, one in measured[key].figures.items()
+        }
+    write_json(report, out / "localisation.json")
 
 
-def sheet(found: Sequence[Finding], truths, class_names: Sequence[str], path: Path, window=None) -> None:
-    """Write a contact sheet: each image with what is true beside its overlay with what was found."""
-    rows = []
-    for one, truth in zip(found, truths or [None] * len(found), strict=True):
-        probability = one.probabilities[one.predicted]
-        rows.append(
+def _sheet(rows: Sequence[tuple], class_names: Sequence[str], path: Path, data: Any) -> None:
+    """Each image with what is true beside its overlay with what was found."""
+    panels = []
+    for one, truth in rows:
+        if truth is not None and truth.dtype != bool:
+            truth = truth * one.scale
+        elif truth is not None and truth.shape != one.drawn:
+            truth = None  # localisation names the file
+        panels.append(
             overlays.PanelRow(
-                readers.read(one.path, window),
+                overlays.shrink(_read(one, data), one.drawn),
                 one.argued,
                 truth,
-                one.boxes[:TOP],
-                f"{one.path.name}: {class_names[one.predicted]} ({probability:.2f})",
+                one.boxes[:TOP] * one.scale,
+                _title(one, class_names),
             )
         )
-    overlays.panel(rows, path)
+    overlays.panel(panels, path)
 
 
-def _mask(path: Path) -> np.ndarray:
-    with Image.open(path) as image:
-        return np.asarray(image.convert("L")) > 0
+def _write_mask(finding: Finding, jobs: Sequence[Job], path: Path, write: Callable[[str], None]) -> str:
+    """The page of a model's one mask, and its raw range; nothing where it has none."""
+    if "initial_mask" not in finding.named:
+        return ""
+    mask, data = finding.named["mask"], jobs[0].part.recipe.data
+    images = [
+        pipeline.read_sized(one, data.image_size, data.window or None, data.max_pixels)
+        for one in jobs[0].paths[:3]
+    ]
+    figures.masks(finding.named, images, path)
+    first = finding.named["initial_mask"]
+    write(
+        f"mask: {mask.min():.4g} to {mask.max():.4g}, mean {mask.mean():.4g}; before learning "
+        f"{first.min():.4g} to {first.max():.4g}, mean {first.mean():.4g}"
+    )
+    return f", {path.name}"
 
 
-def _boxes(source: Path, paths: Sequence[Path], kind: str | None) -> list[np.ndarray | None]:
-    corners = ("xmin", "ymin", "xmax", "ymax")
-    with open(source, newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        missing = {"path", *corners} - set(reader.fieldnames or ())
-        if missing:
-            raise TruthError(
-                f"{source}: columns {sorted(missing)} are missing. Received: {reader.fieldnames}"
-            )
-        boxes: dict[str, list[list[float]]] = {}
-        for row in reader:
-            if kind is None or row.get("class") == kind:
-                boxes.setdefault(Path(row["path"]).name, []).append([float(row[key]) for key in corners])
-    return [np.array(boxes[path.name]) if path.name in boxes else None for path in paths]
+def _read(finding: Finding, data: Any) -> np.ndarray:
+    return readers.read(finding.path, data.window or None, data.max_pixels)
+
+
+def _scale(shape: Sequence[int], model_size: Sequence[int]) -> np.ndarray:
+    """Pixels of an image `(H, W, ...)` for one of the model's input, along x, y, x, y."""
+    return np.tile(np.array(shape[1::-1]) / np.array(model_size[::-1]), 2)
+
+
+def _title(finding: Finding, class_names: Sequence[str]) -> str:
+    probability = finding.probabilities[finding.predicted]
+    return f"{finding.path.name}: {class_names[finding.predicted]} ({probability:.2f})"

@@ -27,6 +27,20 @@ def boxes_to_mask(boxes: ArrayLike, shape: tuple[int, int]) -> np.ndarray:
     return mask
 
 
+def object_boxes(truth: ArrayLike, shape: tuple[int, ...]) -> np.ndarray:
+    """Whole-pixel boxes `(K, 4)` of a truth's objects: its boxes, or a mask's components (8 neighbours).
+
+    >>> object_boxes(np.eye(2, 4, dtype=bool), (2, 4))
+    array([[0, 0, 2, 2]])
+    """
+    mask = _truth_mask(truth, shape)
+    if np.asarray(truth).dtype != bool:
+        return _pixel_boxes(truth, shape)
+    labels, _ = ndimage.label(mask, structure=np.ones((3, 3)))  # pyright: ignore[reportGeneralTypeIssues]
+    slices = ndimage.find_objects(labels)
+    return np.array([(x.start, y.start, x.stop, y.stop) for y, x in slices])
+
+
 def pointing_game(heat: ArrayLike, truth: ArrayLike, tolerance: float = 8.0) -> bool:
     """Whether the hottest pixel lies in the truth or within `tolerance` pixels of it (Zhang et al. 2018).
 
@@ -90,7 +104,7 @@ def coverage(
     if region.dtype != bool:
         heat = _heat(region)
         region = heat > (heat.mean() if threshold is None else threshold * heat.max())
-    boxes = _truth_boxes(truth, region.shape)
+    boxes = object_boxes(truth, region.shape)
     shares = np.array([region[y0:y1, x0:x1].mean() for x0, y0, x1, y1 in boxes])
     centres = np.array([region[(y0 + y1) // 2, (x0 + x1) // 2] for x0, y0, x1, y1 in boxes])
     sizes, times = np.unique(boxes[:, [3, 2]] - boxes[:, [1, 0]], axis=0, return_counts=True)  # (h, w)
@@ -219,16 +233,6 @@ def _truth_mask(truth: ArrayLike, shape: tuple[int, ...]) -> np.ndarray:
             f"Received: nothing inside the image, shape {truth.shape}"
         )
     return mask
-
-
-def _truth_boxes(truth: ArrayLike, shape: tuple[int, ...]) -> np.ndarray:
-    """Integer boxes `(K, 4)`, half open, inside the image and not empty."""
-    mask = _truth_mask(truth, shape)
-    if np.asarray(truth).dtype != bool:
-        return _pixel_boxes(truth, shape)
-    labels, _ = ndimage.label(mask, structure=np.ones((3, 3)))  # pyright: ignore[reportGeneralTypeIssues]
-    slices = ndimage.find_objects(labels)
-    return np.array([(x.start, y.start, x.stop, y.stop) for y, x in slices])
 
 
 def _pixel_boxes(boxes: ArrayLike, shape: tuple[int, ...]) -> np.ndarray:
