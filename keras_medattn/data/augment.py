@@ -21,6 +21,16 @@ _REFUSED = {
     "MaxNumBoundingBoxes": "changes no pixels",
 }
 
+MOVING = {  # these move pixels to other places
+    "RandomElasticTransform",
+    "RandomFlip",
+    "RandomPerspective",
+    "RandomRotation",
+    "RandomShear",
+    "RandomTranslation",
+    "RandomZoom",
+}
+
 
 class _Fixed(keras.random.SeedGenerator):
     """Answers draws from one seed pair, so that a transformation is a function of it."""

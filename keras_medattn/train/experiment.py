@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from keras_medattn.data import headers, splits
+from keras_medattn.data import headers, sets, splits
 from keras_medattn.data import manifest as manifests
 from keras_medattn.data.manifest import Manifest, ManifestError
 from keras_medattn.files import read_json, write_json
@@ -97,10 +97,10 @@ def train(
     began = time.monotonic()
     _check_folder(out, resume)
     with _removed_on_failure(out, unless=resume):
-        manifest = _manifest(recipe, data, Path(cache) / recipe.data.set if cache else out / "data")
+        manifest = _manifest(recipe, data, Path(cache) if cache else out / "data", progress)
         made = list(_plan(recipe, manifest, out, folds, seeds))
         _check_headers(recipe, manifest)
-        about = _about(recipe, manifest, data, folds, seeds)
+        about = _about(recipe, manifest, data, out, folds, seeds)
         about = _stored_about(out, about) if resume else about
         trainer.build(recipe, len(manifest.class_names))  # what is wrong with the model shows here
         images = inputs.images(recipe, manifest, progress)
@@ -144,10 +144,8 @@ def load(run: Path | str, data: Path | str | None = None) -> list[Part]:
     except (OSError, ValueError) as error:
         raise RunError(f"{run}: not a run folder, its run.json cannot be read ({error})") from error
     recipe = recipes.from_dict(about["recipe"], str(run / "run.json"))
-    if data is None:
-        root = home / "data" if (home / "data").is_dir() else Path(about["root"])
-    else:
-        root = Path(data) if Path(data).is_dir() else Path(data).parent
+    root = Path(data) if data else home / about["root"]
+    root = root if root.is_dir() else root.parent
     return [
         _stored(folder, replace(recipe, train=replace(recipe.train, seed=seed)), root, about["class_names"])
         for folder, seed, _ in _folders(home, about["folds"], about["seeds"])
@@ -215,12 +213,12 @@ def _removed_on_failure(out: Path, unless: bool) -> Iterator[None]:
         raise
 
 
-def _manifest(recipe: Recipe, data: Path | str, edited: Path) -> Manifest:
-    if recipe.data.set:
-        from keras_medattn.data import sets  # type: ignore
-
-        return sets.load(recipe.data.set, data, edited)
-    return manifests.load(data, recipe.data.classes or None)
+def _manifest(recipe: Recipe, data: Path | str, edited: Path, progress: inputs.Progress) -> Manifest:
+    if not recipe.data.set:
+        return manifests.load(data, recipe.data.classes or None)
+    return sets.load(
+        recipe.data.set, data, edited, lambda items, total: progress(items, total, "preparing images")
+    )
 
 
 def _stored_about(out: Path, about: dict) -> dict:
@@ -234,7 +232,10 @@ def _stored_about(out: Path, about: dict) -> dict:
     return stored
 
 
-def _about(recipe: Recipe, manifest: Manifest, data: Path | str, folds: int, seeds: Sequence[int]) -> dict:
+def _about(
+    recipe: Recipe, manifest: Manifest, data: Path | str, out: Path, folds: int, seeds: Sequence[int]
+) -> dict:
+    root, own = manifest.root.resolve(), out.resolve()
     versions = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -244,7 +245,7 @@ def _about(recipe: Recipe, manifest: Manifest, data: Path | str, folds: int, see
     return {
         "recipe": recipe.to_dict(),
         "data": str(data),
-        "root": str(manifest.root),
+        "root": str(root.relative_to(own) if root.is_relative_to(own) else root),  # a run may be moved
         "folds": folds,
         "seeds": list(seeds),
         "command": sys.argv,

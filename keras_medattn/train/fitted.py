@@ -30,15 +30,15 @@ def freeze(model, stride: int) -> None:
         raise RecipeError(
             f"train.frozen_stride must be 0: {type(model).__name__} has no backbone. Received: {stride}"
         )
+    before = 1
     for backbone in frozen:
-        stem, _ = _cut(backbone, stride)
-        fresh = [one.name for one in stem.layers if type(one).__module__.startswith("keras_medattn.layers")]
-        if fresh:
-            raise RecipeError(
-                f"train.frozen_stride must be less, since {', '.join(fresh)} of {type(model).__name__} begin "
-                f"untrained and would be frozen. Received: {stride}"
+        before = before if backbone.inputs[0].shape[-1] != 3 else 1  # one that reads maps follows the last
+        own = before * _stride(backbone)
+        if stride > before:
+            _keep(
+                model, backbone if stride >= own else backbones.split(backbone, stride // before)[0], stride
             )
-        stem.trainable = False
+        before = own
 
 
 def parts(model, frozen_stride: int) -> tuple[keras.Model | None, keras.Model | None]:
@@ -50,7 +50,9 @@ def parts(model, frozen_stride: int) -> tuple[keras.Model | None, keras.Model | 
     freeze(model, frozen_stride)
     if not frozen_stride:
         return None, getattr(model, "backbone", None)
-    return _cut(model.backbone, frozen_stride)
+    if frozen_stride >= _stride(model.backbone):
+        return model.backbone, None
+    return backbones.split(model.backbone, frozen_stride)
 
 
 def fitted_itself(model) -> bool:
@@ -70,16 +72,16 @@ def fitted_part(model, stem: keras.Model | None, rest: keras.Model | None, image
         return model
     if stem is None:
         images = keras.Input((*image_size, 3), name="images")
-        return keras.Model(images, model.score(model.features(images)))
+        return keras.Model(images, model(images))
     maps = keras.Input(stem.compute_output_shape((None, *image_size, 3))[1:], name="maps")
     return keras.Model(maps, model.score(maps if rest is None else rest(maps)))
 
 
-def saver(model, image_size):
+def saver(model, fitted: keras.Model, image_size):
     """What writes a system into a `.keras` file, by `save(path)`: it itself, unless it is compiled."""
     if hasattr(model, "snapshot"):
         return Snapshot(model)
-    return Bare(model, image_size) if fitted_itself(model) else model
+    return Bare(model, image_size) if fitted is model else model
 
 
 class Snapshot:
@@ -112,8 +114,16 @@ class Bare:
         self.twin.save(path)
 
 
-def _cut(backbone: keras.Model, stride: int) -> tuple[keras.Model, keras.Model | None]:
-    shape = backbone.compute_output_shape((1, _PROBE, _PROBE, 3))
-    if len(shape) != 4 or stride >= 2 ** round(np.log2(_PROBE / shape[1])):
-        return backbone, None
-    return backbones.split(backbone, stride)
+def _keep(model, stem: keras.Model, stride: int) -> None:
+    fresh = [one.name for one in stem.layers if type(one).__module__.startswith("keras_medattn.layers")]
+    if fresh:
+        raise RecipeError(
+            f"train.frozen_stride must be less: {', '.join(fresh)} of {type(model).__name__} would be frozen "
+            f"untrained. Received: {stride}"
+        )
+    stem.trainable = False
+
+
+def _stride(backbone: keras.Model) -> int:
+    shape = backbone.compute_output_shape((1, _PROBE, _PROBE, backbone.inputs[0].shape[-1]))
+    return 2 ** round(np.log2(_PROBE / shape[1])) if len(shape) == 4 else _PROBE

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from keras_medattn.data.headers import MAX_PIXELS
+from keras_medattn.data.sets import SETS
 
 OPTIMIZERS = ("adamw", "adam", "sgd")
 SCHEDULES = ("cosine", "constant", "step")
@@ -118,7 +119,7 @@ class Recipe:
 
 
 def load(path: Path | str, overrides: Iterable[str] = ()) -> Recipe:
-    """Read a recipe and apply overrides such as `train.epochs=5`.
+    """Read a recipe and apply overrides such as `train.epochs=5`, or `model.weights=null` for Python's None.
 
     Raises:
         RecipeError: names the file, the key, what was received, and the nearest known key.
@@ -174,8 +175,8 @@ def _override(values: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any
             raise RecipeError(f"an override is written section.key=value. Received: {text!r}")
         try:
             parsed = tomllib.loads(f"value = {value}")["value"]
-        except tomllib.TOMLDecodeError:
-            parsed = value.strip()  # a bare word is a string
+        except tomllib.TOMLDecodeError:  # a bare word is a string, but for what TOML cannot say
+            parsed = None if value.strip() == "null" else value.strip()
         values.setdefault(section, {})[name] = parsed
     return values
 
@@ -212,6 +213,13 @@ def _typed(hint: Any, value: Any, key: str, source: str) -> Any:
 def _sensible(recipe: Recipe, source: str) -> None:
     data, train = recipe.data, recipe.train
     rules = [
+        (not data.set or data.set in SETS, "data.set", data.set, f"one of {', '.join(SETS)}"),
+        (
+            not data.set or not data.classes,
+            "data.classes",
+            data.classes,
+            "empty where data.set names a public set, which has its own order",
+        ),
         (min(data.image_size) >= 32, "data.image_size", data.image_size, "32 pixels or more each way"),
         (len(data.window) in (0, 2), "data.window", data.window, "[low, high]"),
         (len(data.window) != 2 or data.window[0] < data.window[1], "data.window", data.window, "low < high"),
@@ -256,6 +264,12 @@ def _sensible(recipe: Recipe, source: str) -> None:
             "0, 2, ... 32",
         ),
         (train.cached_views >= 0, "train.cached_views", train.cached_views, "0 or more"),
+        (
+            not train.cached_views or not data.slices,
+            "train.cached_views",
+            train.cached_views,
+            "0 where data.slices is set: features of volumes are not cached",
+        ),
         (
             not train.cached_views or train.frozen_stride > 0,
             "train.cached_views",

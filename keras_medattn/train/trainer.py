@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -14,9 +16,18 @@ from keras_medattn.data import augment, pipeline
 from keras_medattn.data.manifest import Manifest
 from keras_medattn.train import inputs
 from keras_medattn.train.callbacks import Keeper, Line, Validate, Watch
-from keras_medattn.train.fitted import fitted_itself, fitted_part, freeze, parts, saver
+from keras_medattn.train.fitted import backbones_of, fitted_itself, fitted_part, freeze, parts, saver
 from keras_medattn.train.optimizers import optimizer, penalise
 from keras_medattn.train.recipe import Recipe, RecipeError
+
+
+@dataclass(frozen=True)
+class Feed:
+    """What is fitted on: what training draws, what validation reads, and the augmentation of the former."""
+
+    drawn: pipeline.Fetch
+    plain: pipeline.Fetch
+    change: pipeline.Augment | None
 
 
 def build(recipe: Recipe, num_classes: int, seen: Iterable[np.ndarray] | None = None) -> keras.Model:
@@ -25,8 +36,8 @@ def build(recipe: Recipe, num_classes: int, seen: Iterable[np.ndarray] | None = 
     Args:
         recipe: the settings.
         num_classes: that the data have.
-        seen: batches of the training images, for a system that is made from them; None: two black ones
-            stand in, to see whether such a model can be built at all.
+        seen: batches of the training images, for a system that is made from them; None: such a system is
+            checked and left unbuilt.
 
     Raises:
         RecipeError: the recipe freezes or caches what this system cannot, or ends before its answer learns.
@@ -34,23 +45,43 @@ def build(recipe: Recipe, num_classes: int, seen: Iterable[np.ndarray] | None = 
     keras.utils.set_random_seed(recipe.train.seed)
     settings = {key: value for key, value in recipe.model.items() if key != "system"}
     model = models.system(recipe.model["system"])(num_classes, **settings)
-    if hasattr(model, "adapt"):
-        model.adapt([np.zeros((2, *recipe.data.image_size, 3), np.uint8)] if seen is None else seen)
-    model.build((None, *recipe.data.image_size, 3))
-    train, name = recipe.train, recipe.model["system"]
-    freeze(model, train.frozen_stride)
-    if train.cached_views and fitted_itself(model):
-        raise RecipeError(
-            f"train.cached_views must be 0: {name} reads the image itself, so its frozen layers have no "
-            f"features that stay. train.frozen_stride works without. Received: {train.cached_views}"
-        )
+    freeze(model, recipe.train.frozen_stride)
+    _check(recipe, model)
+    if seen is not None and hasattr(model, "adapt"):
+        model.adapt(seen)
+    if seen is not None or not hasattr(model, "adapt"):
+        model.build((None, *recipe.data.image_size, 3))
+    return model
+
+
+def _check(recipe: Recipe, model: keras.Model) -> None:
+    train, name = recipe.train, type(model).__name__
     ready = getattr(model, "ready_epoch", 0)
     if train.epochs <= ready:
         raise RecipeError(
             f"train.epochs must be above {ready}: before that, the answer of this {name} does not learn. "
             f"Received: {train.epochs}"
         )
-    return model
+    moving = sorted({str(one["layer"]) for one in recipe.augment} & augment.MOVING)
+    if moving and getattr(model, "aligned", False):
+        raise RecipeError(
+            f"augment: {', '.join(moving)} must be left out: {name} has a mask, under which images may not "
+            f"move. Received: {moving}"
+        )
+    if not train.cached_views:
+        return
+    if hasattr(model, "settled_epoch"):
+        moves = any(one.trainable_variables for one in backbones_of(model))
+        if moves or train.cached_views > 1:
+            raise RecipeError(
+                f"train.cached_views of {name} must be 0; or 1, where train.frozen_stride freezes the whole "
+                f"backbone. Received: {train.cached_views}, with frozen_stride={train.frozen_stride}"
+            )
+    elif fitted_itself(model) or getattr(model, "pyramid", False):
+        raise RecipeError(
+            f"train.cached_views must be 0: {name} reads the image itself, so its frozen layers have no "
+            f"features that stay. train.frozen_stride works without. Received: {train.cached_views}"
+        )
 
 
 def fit(
@@ -84,14 +115,15 @@ def fit(
     settings, size = recipe.train, recipe.data.image_size
     seen = pipeline.batches(_subset(images, train), len(train), settings.batch_size).as_numpy_iterator()
     model = build(recipe, len(manifest.class_names), seen)
-    stem, rest = parts(model, settings.frozen_stride) if settings.cached_views else (None, None)
-    if stem is None:
-        change, drawn, plain = augment.augmenter(recipe.augment), images, images
-    else:
+    feed, stem, rest, settled = Feed(images, images, augment.augmenter(recipe.augment)), None, None, None
+    if settings.cached_views:
+        settled = getattr(model, "settled_epoch", None)
+    if settings.cached_views and settled is None:
+        stem, rest = parts(model, settings.frozen_stride)
         views = inputs.cached_features(stem, images, len(manifest), recipe, cache, progress)
-        change, drawn = None, inputs.one_view_an_epoch(views, settings.seed)
-        plain = inputs.one_view_an_epoch(views[:1], 0)
-    fitted = fitted_part(model, stem, rest, size)
+        drawn = inputs.one_view_an_epoch(views, settings.seed)
+        feed = Feed(drawn, inputs.one_view_an_epoch(views[:1], 0), None)
+    fitted = model if recipe.data.slices else fitted_part(model, stem, rest, size)
     steps = pipeline.steps_an_epoch(len(train), settings.batch_size)
     penalise(fitted, settings.l2)
     fitted.compile(
@@ -100,50 +132,59 @@ def fit(
         jit_compile=False,  # type: ignore[arg-type]
     )
     fitted.optimizer.build(fitted.trainable_variables)
+    ready = getattr(model, "ready_epoch", 0)
     keeper = Keeper(
-        saver(model, size),
-        folder,
-        settings.monitor,
-        settings.patience,
-        settings.seed,
-        getattr(model, "ready_epoch", 0),
+        saver(model, fitted, size), folder, settings.monitor, settings.patience, settings.seed, ready
     )
     keeper.set_model(fitted)
     start = keeper.restore()
-    if start >= settings.epochs or keeper.done:
-        return
 
     labels, classes = manifest.labels, len(manifest.class_names)
-    data = pipeline.training_batches(
-        _subset(drawn, train),
-        labels[train],
-        settings.batch_size,
-        settings.seed,
-        range(start, settings.epochs),
-        change,
-    ).map(lambda x, y: (x, tf.one_hot(y, classes)))
     forward = tf.function(lambda x: fitted(x, training=False), reduce_retracing=True)
 
     def watch(kind: type[Watch], rows: list[int]) -> Watch:
-        batches = pipeline.batches(_subset(plain, rows), len(rows), settings.batch_size)
+        batches = pipeline.batches(_subset(feed.plain, rows), len(rows), settings.batch_size)
         return kind(lambda: np.concatenate([forward(batch).numpy() for batch in batches]), labels[rows])
 
-    fitted.fit(
-        data,
-        initial_epoch=start,
-        epochs=settings.epochs,
-        steps_per_epoch=steps,
-        class_weight=_class_weights(labels[train], classes) if settings.class_weights else None,
-        shuffle=False,  # the batches come in their own order
-        verbose=0,  # type: ignore[arg-type]
-        callbacks=[
-            watch(Validate, val),
-            *([watch(Watch, test)] if settings.watch_test and test else []),
-            keeper,
-            Line(settings.epochs, name, write),
-            keras.callbacks.TensorBoard(str(folder / "tensorboard"), write_graph=False, profile_batch=0),
-        ],
-    )
+    turn = settings.epochs if settled is None else min(settled, settings.epochs)
+    for epochs in (range(start, turn), range(max(start, turn), settings.epochs)):
+        if not epochs or keeper.done:
+            continue
+        if epochs.start >= turn:
+            maps = _settled(model, images, len(manifest), progress, name)
+            feed = Feed(maps, maps, None)
+        data = pipeline.training_batches(
+            _subset(feed.drawn, train),
+            labels[train],
+            settings.batch_size,
+            settings.seed,
+            epochs,
+            feed.change,
+        ).map(lambda x, y: (x, tf.one_hot(y, classes)))
+        fitted.fit(
+            data,
+            initial_epoch=epochs.start,
+            epochs=epochs.stop,
+            steps_per_epoch=steps,
+            class_weight=_class_weights(labels[train], classes) if settings.class_weights else None,
+            shuffle=False,  # the batches come in their own order
+            verbose=0,  # type: ignore[arg-type]
+            callbacks=[
+                watch(Validate, val),
+                *([watch(Watch, test)] if settings.watch_test and test else []),
+                keeper,
+                Line(settings.epochs, name, write),
+                keras.callbacks.TensorBoard(str(folder / "tensorboard"), write_graph=False, profile_batch=0),
+            ],
+        )
+
+
+def _settled(model, images: pipeline.Fetch, count: int, progress: inputs.Progress, name: str) -> Any:
+    """What a model with a settled mask and a frozen backbone goes on from, in memory."""
+    forward = tf.function(lambda batch: model.features(batch, training=False), reduce_retracing=True)
+    batches = progress(pipeline.batches(images, count, 8), -(-count // 8), f"{name}settled features")
+    maps = np.concatenate([forward(batch).numpy() for batch in batches])
+    return lambda rows, epoch: {"maps": maps[rows]}
 
 
 def _subset(fetch: pipeline.Fetch, places: list[int]) -> pipeline.Fetch:
