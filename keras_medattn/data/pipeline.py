@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from keras_medattn.data import readers
+from keras_medattn.data import readers, volumes
 from keras_medattn.data.decode import resize
 from keras_medattn.data.headers import MAX_PIXELS, ImageError
 from keras_medattn.data.manifest import Manifest
 
-Fetch = Callable[[np.ndarray, int], np.ndarray]  # rows, epoch -> their arrays
+Fetch = Callable[[np.ndarray, int], Any]  # rows, epoch -> their array; of volumes what `padded` answers
 Augment = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]  # images (B, H, W, C), seeds (B, 2) -> images
 
 
@@ -34,24 +35,74 @@ def size_pixels(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return _resizer((size[0], size[1]))(tf.constant(pixels)).numpy()
 
 
+def read_sized_volume(
+    path, size: tuple[int, int], window=None, max_pixels: int = MAX_PIXELS, central: int = 0
+) -> np.ndarray:
+    """Read the central slices of a volume (0: all) at the model's size: `(S, h, w, 3)` uint8."""
+    return np.stack([size_pixels(pixels, size) for pixels in volumes.read(path, window, max_pixels, central)])
+
+
+def padded(stacks: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    """Lay volumes of different depth side by side.
+
+    Args:
+        stacks: one `(S_i, h, w, 3)` a volume.
+
+    Returns:
+        `image (B, S, h, w, 3)`, zeros after a volume has ended, and `mask (B, S)` bool, true before.
+
+    Example:
+        >>> padded([np.ones((1, 2, 2, 3), np.uint8), np.ones((2, 2, 2, 3), np.uint8)])["mask"].tolist()
+        [[True, False], [True, True]]
+    """
+    depths = np.array([len(stack) for stack in stacks])
+    mask = np.arange(depths.max()) < depths[:, None]  # (B, S)
+    image = np.zeros((*mask.shape, *stacks[0].shape[1:]), stacks[0].dtype)
+    image[mask] = np.concatenate(stacks)
+    return {"image": image, "mask": mask}
+
+
+def _reader(
+    size: tuple[int, int], window, max_pixels: int, central: int | None
+) -> Callable[[Any], np.ndarray]:
+    if central is None:
+        return lambda path: read_sized(path, size, window, max_pixels)
+    return lambda path: read_sized_volume(path, size, window, max_pixels, central)
+
+
 def read_all(
     manifest: Manifest,
     size: tuple[int, int],
     window=None,
     max_pixels: int = MAX_PIXELS,
     progress: Callable[[Iterable, int], Iterable] = lambda items, _: items,
-) -> np.ndarray:
+    central: int | None = None,
+) -> Any:
     """Read every image at the model's size into memory: `(N, h, w, 3)` uint8.
+
+    Args:
+        manifest: the images.
+        size: the model's `(height, width)`.
+        window: see `readers.read`.
+        max_pixels: see `readers.read`.
+        progress: wraps the loop over `(items, total)`.
+        central: of volumes, how many central slices are read, 0 for all; None: plain images.
+
+    Returns:
+        The array; of volumes a list of one `(S_i, h, w, 3)` each.
 
     Raises:
         ImageError: names every file that cannot be read, not the first one.
     """
-    images = np.empty((len(manifest), *size, 3), np.uint8)
+    images: Any = [None] * len(manifest)
+    if central is None:
+        images = np.empty((len(manifest), *size, 3), np.uint8)
+    read = _reader(size, window, max_pixels, central)
 
     def one(place_and_path):
         place, path = place_and_path
         try:
-            images[place] = read_sized(path, size, window, max_pixels)
+            images[place] = read(path)
         except ImageError as error:
             return str(error)
 
@@ -64,15 +115,55 @@ def read_all(
     return images
 
 
-def streamed(manifest: Manifest, size: tuple[int, int], window=None, max_pixels: int = MAX_PIXELS) -> Fetch:
-    """A fetch that reads a batch's files when it is asked for them, for sets larger than memory."""
+def held(images: Any) -> Fetch:
+    """A fetch of what `read_all` has read."""
+    if isinstance(images, np.ndarray):
+        return lambda rows, epoch: images[rows]
+    return lambda rows, epoch: padded([images[row] for row in rows])
+
+
+def streamed(
+    manifest: Manifest,
+    size: tuple[int, int],
+    window=None,
+    max_pixels: int = MAX_PIXELS,
+    central: int | None = None,
+) -> Fetch:
+    """A fetch that reads a batch's files when it is asked for them, for sets larger than memory.
+
+    The arguments are those of `read_all`.
+    """
     paths = manifest.paths
     pool = ThreadPoolExecutor()
+    read, joined = _reader(size, window, max_pixels, central), np.stack if central is None else padded
 
-    def fetch(rows: np.ndarray, epoch: int) -> np.ndarray:
-        return np.stack(list(pool.map(lambda i: read_sized(paths[i], size, window, max_pixels), rows)))
+    def fetch(rows: np.ndarray, epoch: int) -> Any:
+        return joined(list(pool.map(lambda row: read(paths[row]), rows)))
 
     return fetch
+
+
+def drawn_slices(fetch: Fetch, slices: Sequence[int], seed: int) -> Fetch:
+    """A fetch of some slices of each volume, in their order, drawn from (seed, epoch, row).
+
+    Args:
+        fetch: of whole volumes.
+        slices: the fewest and the most to draw; of a volume with fewer, all.
+        seed: with epoch and row, it alone decides which.
+    """
+    fewest, most = slices
+
+    def fetch_drawn(rows: np.ndarray, epoch: int) -> dict[str, np.ndarray]:
+        whole = fetch(rows, epoch)
+        stacks = []
+        for row, image, mask in zip(rows, whole["image"], whole["mask"], strict=True):
+            draws = np.random.default_rng([seed, epoch, 3, row])
+            depth = int(mask.sum())
+            count = min(int(draws.integers(fewest, most + 1)), depth)
+            stacks.append(image[np.sort(draws.choice(depth, count, replace=False))])
+        return padded(stacks)
+
+    return fetch_drawn
 
 
 def steps_an_epoch(count: int, batch_size: int) -> int:
@@ -103,7 +194,7 @@ def training_batches(
     """Batches `(inputs, labels)` for the given epochs, in an order that the seed fixes.
 
     Args:
-        fetch: rows and epoch to arrays.
+        fetch: rows and epoch to arrays, or to volumes as `padded` answers them.
         labels: `(N,)` int.
         batch_size: examples a step.
         seed: with epoch and row, it alone decides order and augmentation.
@@ -117,14 +208,15 @@ def training_batches(
         epoch, rows = rows_of_step(int(step), count, batch_size, seed)
         mixed = np.random.default_rng([seed, epoch, 1]).integers(0, 2**31 - 1, count, np.int32)[rows]
         seeds = np.stack([mixed, rows.astype(np.int32)], axis=1)  # (B, 2)
-        return fetch(rows, epoch), seeds, labels[rows].astype(np.int64)
+        return *tf.nest.flatten(fetch(rows, epoch)), seeds, labels[rows].astype(np.int64)
 
     def load(step):
-        inputs, seeds, targets = tf.numpy_function(batch, [step], (first.dtype, tf.int32, tf.int64))
-        inputs.set_shape((None, *first.shape[1:]))
+        kinds = [part.dtype for part in tf.nest.flatten(first)]
+        *parts, seeds, targets = tf.numpy_function(batch, [step], [*kinds, tf.int32, tf.int64])
         seeds.set_shape((None, 2))
         targets.set_shape((None,))
-        return (inputs if augment is None else augment(inputs, seeds)), targets
+        inputs = _shaped(first, parts)
+        return (inputs if augment is None else _augmented(inputs, seeds, augment)), targets
 
     steps_to_do = tf.data.Dataset.range(epochs.start * steps, epochs.stop * steps)
     return steps_to_do.map(load, num_parallel_calls=2, deterministic=True).prefetch(2)
@@ -135,11 +227,30 @@ def batches(fetch: Fetch, count: int, batch_size: int) -> tf.data.Dataset:
     first = fetch(np.array([0]), 0)
 
     def batch(start):
-        return fetch(np.arange(start, min(start + batch_size, count)), 0)
+        return tf.nest.flatten(fetch(np.arange(start, min(start + batch_size, count)), 0))
 
     def load(start):
-        inputs = tf.numpy_function(batch, [start], first.dtype)
-        inputs.set_shape((None, *first.shape[1:]))
-        return inputs
+        kinds = [part.dtype for part in tf.nest.flatten(first)]
+        return _shaped(first, tf.numpy_function(batch, [start], kinds))
 
     return tf.data.Dataset.range(0, count, batch_size).map(load, num_parallel_calls=2).prefetch(2)
+
+
+def _shaped(first: Any, parts: Sequence[tf.Tensor]) -> Any:
+    """Tensors in the structure of a first batch, with what is known of their shapes."""
+    unknown = 2 if isinstance(first, dict) else 1  # volumes differ in their slices, too
+    for part, like in zip(parts, tf.nest.flatten(first), strict=True):
+        part.set_shape((*(None,) * unknown, *like.shape[unknown:]))
+    return tf.nest.pack_sequence_as(first, parts)
+
+
+def _augmented(inputs: Any, seeds: tf.Tensor, augment: Augment) -> Any:
+    """Augmented images; the slices of a volume all in the same way."""
+    if not isinstance(inputs, dict):
+        return augment(inputs, seeds)
+    image = inputs["image"]
+    shape = tf.shape(image)
+    each = tf.repeat(seeds, shape[1], axis=0)  # (B S, 2)
+    changed = augment(tf.reshape(image, tf.concat([[-1], shape[2:]], axis=0)), each)
+    changed = tf.ensure_shape(tf.reshape(changed, shape), image.shape)
+    return inputs | {"image": changed}

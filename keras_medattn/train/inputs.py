@@ -11,10 +11,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_medattn.data import augment, pipeline
+from keras_medattn.data import augment, pipeline, volumes
 from keras_medattn.data.manifest import Manifest
 from keras_medattn.files import written_aside
-from keras_medattn.train.recipe import Recipe
+from keras_medattn.train.recipe import Data, Recipe
 
 Progress = Callable[[Iterable, int, str], Iterable]
 _VIEW_SEED = 7919  # augmented views are the same for every seed of a study, so that a cache serves all
@@ -22,18 +22,29 @@ _VIEW_SEED = 7919  # augmented views are the same for every seed of a study, so 
 
 def images(recipe: Recipe, manifest: Manifest, progress: Progress) -> pipeline.Fetch:
     """Hold the images in memory at the model's size where they fit, else read them batch by batch."""
-    size, window = recipe.data.image_size, recipe.data.window or None
-    gigabytes = len(manifest) * size[0] * size[1] * 3 / 1e9
-    if gigabytes > recipe.data.memory_gb:
-        return pipeline.streamed(manifest, size, window, recipe.data.max_pixels)
-    array = pipeline.read_all(
-        manifest,
-        size,
-        window,
-        recipe.data.max_pixels,
-        lambda items, total: progress(items, total, "reading images"),
+    data = recipe.data
+    slices = len(manifest)
+    if data.slices:
+        depths = [volumes.check_header(path, data.max_pixels).pages for path in manifest.paths]
+        slices = sum(min(depth, data.central or depth) for depth in depths)
+    if slices * data.image_size[0] * data.image_size[1] * 3 / 1e9 > data.memory_gb:
+        return streamed(data, manifest)
+    return pipeline.held(
+        pipeline.read_all(
+            manifest,
+            data.image_size,
+            data.window or None,
+            data.max_pixels,
+            lambda items, total: progress(items, total, "reading images"),
+            data.central if data.slices else None,
+        )
     )
-    return lambda rows, epoch: array[rows]
+
+
+def streamed(data: Data, manifest: Manifest) -> pipeline.Fetch:
+    """Read images, or volumes where the recipe has slices, batch by batch at the model's size."""
+    central = data.central if data.slices else None
+    return pipeline.streamed(manifest, data.image_size, data.window or None, data.max_pixels, central)
 
 
 def cached_features(
