@@ -52,9 +52,10 @@ class InstanceCrops(keras.layers.Layer):
     Output shape:
         Crops `(B, k, crop_size, crop_size, C)`; boxes `(B, k, 4)` of `(x0, y0, x1, y1)` in pixels of the
         image, never in less than float32; and a boolean mask `(B, k)`, true where there is an instance. The
-        other slots hold crops and boxes of 0. With `return_attention_scores=True` also a dict of `components
-        (B, label_size, label_size)` int32, the slot number from 1 of each cell and 0 elsewhere, and `weights
-        (B, k)`, the share of each component in the attention of all cells above the threshold.
+        other slots hold crops and boxes of 0. With `return_attention_scores=True` also a dict of `above (B,
+        label_size, label_size)` bool, the cells above the threshold; `components`, of the same shape, int32,
+        the slot number from 1 of each cell and 0 elsewhere; and `weights (B, k)`, the share of each component
+        in the attention of all cells above the threshold.
 
     Raises:
         ValueError: If an input has not the right rank, or an argument is not valid.
@@ -115,7 +116,8 @@ class InstanceCrops(keras.layers.Layer):
         slots = ops.reshape(ops.arange(1, self.k + 1, dtype="int32"), (1, self.k, 1, 1))
         total = ops.sum(ops.where(above, attention, 0), axis=(1, 2))  # (B,)
         share = sums / ops.expand_dims(ops.where(total > 0, total, 1), -1)
-        return *answer, {"components": ops.max(ops.where(members, slots, 0), axis=1), "weights": share}
+        components = ops.max(ops.where(members, slots, 0), axis=1)
+        return *answer, {"above": above, "components": components, "weights": share}
 
     def _extent(self, images: Any, size: Any) -> Any:
         """The images' extent in pixels along x, y, x, y: `(B or 1, 1, 4)`."""
@@ -147,7 +149,8 @@ class InstanceCrops(keras.layers.Layer):
             return tuple(answer)
         grid = (attention.shape[0], self.label_size, self.label_size)
         weights = keras.KerasTensor(shapes[2], dtype=self._box_dtype)
-        return *answer, {"components": keras.KerasTensor(grid, dtype="int32"), "weights": weights}
+        above, components = (keras.KerasTensor(grid, dtype=dtype) for dtype in ("bool", "int32"))
+        return *answer, {"above": above, "components": components, "weights": weights}
 
     def get_config(self) -> dict[str, Any]:
         """The arguments."""

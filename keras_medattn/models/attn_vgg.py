@@ -1,4 +1,4 @@
-"""VGG19 with attention over channels and over positions, of Wu et al. (2020)."""
+"""VGG19, or another backbone, with attention over channels and over positions, of Wu et al. (2020)."""
 
 from __future__ import annotations
 
@@ -20,6 +20,9 @@ _BLOCKS = 5
 class AttnVGG(keras.Model):
     """VGG19 with an attention module after each of its five blocks, and its three dense layers.
 
+    It is the paper's system with the arguments as they stand; other backbones have the modules at the ends of
+    their strides 2, 4, 8, 16 and 32.
+
     ```
     X_b = attention_b(block_b(X_(b-1)))              C-Attn after blocks 1 and 2, S-Attn after 3, 4 and 5
     scores = W_3 relu(W_2 relu(W_1 flatten(X_5)))    dropout behind each relu
@@ -32,23 +35,28 @@ class AttnVGG(keras.Model):
 
     Args:
         num_classes: scores to answer.
-        attention: `"none"`, `"channel"` or `"spatial"` for each block.
+        attention: `"none"`, `"channel"` or `"spatial"` for each block, or for each stride. A module begins
+            with random weights, and adds to its input: where the layers below one are to be frozen
+            (`train.frozen_stride`), no module may stand among them.
+        backbone: a name that `backbones.backbone` knows.
         weights: of the convolutions: `"imagenet"`, `None`, or a path; with `batch_norm` only `None` or the
             path of a file that holds it.
-        batch_norm: batch normalisation behind each convolution.
-        after_pool: put the modules behind the max-pooling, on maps of half the size.
-        units: of the two hidden dense layers.
-        dropout: share of the hidden units dropped in training.
+        layer: where the backbone ends, in place of its last layer; see `backbones.backbone`.
+        batch_norm: of VGG16 and VGG19: batch normalisation behind each convolution.
+        after_pool: of VGG16 and VGG19: put the modules behind the max-pooling, on maps of half the size.
+        units: of the two hidden dense layers; 0: the mean over the positions in place of both.
+        dropout: share of what the hidden layers answer, or of the means, dropped in training.
 
     Input shape:
         `(B, H, W, 3)`, RGB in 0..255, uint8 or float; preprocessing is inside. The dense layers fix H and W
-        when the model is built: 224 in the paper.
+        when the model is built: 224 in the paper. With `units=0` any H and W will do.
 
     Output shape:
         `(B, num_classes)`, class scores before the softmax, float32.
 
     Raises:
-        ValueError: for an unknown module, or other than five of them.
+        ValueError: for an unknown module, or other than five of them, an unknown backbone, or an argument
+            that only VGGs have.
 
     Example:
         >>> import numpy as np
@@ -63,7 +71,9 @@ class AttnVGG(keras.Model):
         self,
         num_classes: int,
         attention: Sequence[str] = ("channel", "channel", "spatial", "spatial", "spatial"),
+        backbone: str = "vgg19",
         weights: str | None = "imagenet",
+        layer: str | None = None,
         batch_norm: bool = False,
         after_pool: bool = False,
         units: int = 4096,
@@ -72,6 +82,7 @@ class AttnVGG(keras.Model):
     ):
         super().__init__(**kwargs)
         self.num_classes, self.attention = num_classes, tuple(attention)
+        self.backbone_name, self.layer = backbone, layer
         self.batch_norm, self.after_pool = batch_norm, after_pool
         self.units, self.dropout_rate = units, dropout
         if len(self.attention) != _BLOCKS or not set(self.attention) <= set(ATTENTION):
@@ -79,14 +90,24 @@ class AttnVGG(keras.Model):
                 f"`attention` must name one of {tuple(ATTENTION)} for each of the {_BLOCKS} blocks. "
                 f"Received: attention={attention!r}"
             )
+        if (batch_norm or after_pool) and not backbone.startswith("vgg"):
+            raise ValueError(
+                "`batch_norm` and `after_pool` are for backbone='vgg16' or 'vgg19'. "
+                f"Received: backbone={backbone!r}, batch_norm={batch_norm}, after_pool={after_pool}"
+            )
         if batch_norm and weights == "imagenet":
             raise ValueError(
                 "Keras has no ImageNet weights for VGG19 with batch normalisation: pass weights=None or the "
                 "path of a .weights.h5 file. Received: weights='imagenet', batch_norm=True"
             )
-        self.backbone, self.attended = _trunk(self.attention, weights, batch_norm, after_pool)
+        plain = backbones.backbone(backbone, 32, None if batch_norm else weights, layer=layer)
+        self.backbone, self.attended = _trunk(plain, self.attention, batch_norm, after_pool)
+        if batch_norm and weights:
+            self.backbone.load_weights(weights)
         layers: list[keras.layers.Layer] = [keras.layers.Flatten()]
-        for number in (6, 7):  # the names that the paper's network has
+        if not units:
+            layers = [keras.layers.GlobalAveragePooling2D(), keras.layers.Dropout(dropout)]
+        for number in (6, 7) if units else ():  # the names that the paper's network has
             layers += [
                 keras.layers.Dense(units, "relu", name=f"fc{number}"),
                 keras.layers.Dropout(dropout, name=f"dropout{number}"),
@@ -102,7 +123,7 @@ class AttnVGG(keras.Model):
         return self.score(self.features(images, training), training)
 
     def features(self, images, training=None):
-        """Maps `(B, H / 32, W / 32, 512)` of images; the heatmap is taken on them."""
+        """Maps `(B, H / 32, W / 32, C)` of images; the heatmap is taken on them."""
         return self.backbone(images, training=training)
 
     def score(self, maps, training=None):
@@ -113,7 +134,7 @@ class AttnVGG(keras.Model):
         """Name the intermediates of a forward pass.
 
         Returns:
-            `maps (B, h, w, 512)`, `scores (B, num_classes)`, and for each module `attention_b (B, h_b, w_b)`:
+            `maps (B, h, w, C)`, `scores (B, num_classes)`, and for each module `attention_b (B, h_b, w_b)`:
             the mean over the channels of what block b's module answers.
         """
         *attended, maps = self.attended(images, training=False)
@@ -128,7 +149,9 @@ class AttnVGG(keras.Model):
         config.update(
             num_classes=self.num_classes,
             attention=self.attention,
+            backbone=self.backbone_name,
             weights=None,
+            layer=self.layer,
             batch_norm=self.batch_norm,
             after_pool=self.after_pool,
             units=self.units,
@@ -138,34 +161,43 @@ class AttnVGG(keras.Model):
 
 
 def _trunk(
-    attention: Sequence[str], weights: str | None, batch_norm: bool, after_pool: bool
+    plain: keras.Model, attention: Sequence[str], batch_norm: bool, after_pool: bool
 ) -> tuple[keras.Model, keras.Model]:
-    """VGG19's convolutions with the modules, image to maps; and the same with the modules' answers, too."""
-    plain = backbones.backbone("vgg19", 32, None if batch_norm else weights)
-    attended = []
-
-    def attend(pool: keras.layers.Layer, maps: Any) -> Any:
-        """What the module of the block that ends in `pool` answers."""
-        block = int(pool.name.removeprefix("block").removesuffix("_pool"))
-        layer = ATTENTION[attention[block - 1]]
-        if layer is None:
-            return maps
-        attended.append(layer(name=f"attention_{block}")(maps))
-        return attended[-1]
+    """The backbone with the modules, image to maps; and the same with the modules' answers, too."""
+    places, attended = _places(plain, after_pool), []
+    for block, kind in enumerate(attention, 1):
+        if kind != "none" and block not in places.values():
+            raise ValueError(
+                f"The backbone has no layer at stride {2**block} for attention[{block - 1}]: make it 'none'. "
+                f"Received: attention={tuple(attention)}, a backbone with layer={plain.operations[-1].name!r}"
+            )
 
     def call(layer: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
-        if isinstance(layer, keras.layers.MaxPooling2D):
-            return attend(layer, layer(x)) if after_pool else layer(attend(layer, x))
         if batch_norm and isinstance(layer, keras.layers.Conv2D):
             layer.activation = keras.activations.linear
             x = keras.layers.BatchNormalization(name=f"{layer.name}_bn")(layer(x))
-            return keras.layers.ReLU(name=f"{layer.name}_relu")(x)
-        return layer(x, *args, **kwargs)
+            answer = keras.layers.ReLU(name=f"{layer.name}_relu")(x)
+        else:
+            answer = layer(x, *args, **kwargs)
+        block = places.get(layer.name)
+        module = ATTENTION[attention[block - 1]] if block else None
+        if module is None:
+            return answer
+        attended.append(module(name=f"attention_{block}")(answer))
+        return attended[-1]
 
     trunk: Any = keras.models.clone_model(plain, call_function=call)
     for layer in plain.layers:  # a clone has weights of its own
         trunk.get_layer(layer.name).set_weights(layer.get_weights())
-    trunk = keras.Model(trunk.inputs[0], trunk.outputs[0], name="attn_vgg19")
-    if batch_norm and weights:
-        trunk.load_weights(weights)
+    trunk = keras.Model(trunk.inputs[0], trunk.outputs[0], name=f"attn_{plain.name}")
     return trunk, keras.Model(trunk.inputs[0], [*attended, trunk.outputs[0]])
+
+
+def _places(plain: keras.Model, after_pool: bool) -> dict[str, int]:
+    """The operations behind which the modules stand, each with the number of its block."""
+    if not plain.name.startswith("vgg"):
+        return {end.name: stride.bit_length() - 1 for stride, end in backbones.ends(plain).items()}
+    kind = "pool" if after_pool else "conv"
+    names = (layer.name for layer in plain.layers if kind in layer.name)  # as block1_conv2
+    last = {int(name[len("block")]): name for name in names}
+    return {name: block for block, name in last.items()}

@@ -142,6 +142,9 @@ def split(model: keras.Model, stride: int, layer: str | None = None) -> tuple[ke
 def ends(model: keras.Model) -> dict[int, keras.Operation]:
     """Find the last operation at each stride through which alone the rest of a backbone is reached.
 
+    A layer of this package, such as an attention module, is trained from the start: a stride ends in front of
+    the first one, so that what is below can be frozen.
+
     Example:
         >>> from keras_medattn.models import backbones
         >>> model = backbones.backbone("vgg16", stride=8, weights=None)
@@ -152,8 +155,18 @@ def ends(model: keras.Model) -> dict[int, keras.Operation]:
     probe = keras.Model(model.inputs[0], [gate.output for gate in gates])
     shapes = probe.compute_output_shape((1, _PROBE, _PROBE, 3))
     strides = [2 ** round(np.log2(_PROBE / shape[1])) for shape in shapes]
-    found = dict(zip(strides, gates, strict=True))  # of several at one stride the last stays
+    found, closed = {}, set()
+    for stride, gate in zip(strides, gates, strict=True):  # of several at one stride the last stays
+        if is_own(gate):
+            closed.add(stride)
+        if stride not in closed:
+            found[stride] = gate
     return {stride: found[stride] for stride in sorted(found) if stride > 1}
+
+
+def is_own(operation: keras.Operation) -> bool:
+    """Whether it is a layer of this package: no pretrained weights are its own."""
+    return type(operation).__module__.startswith("keras_medattn.layers")
 
 
 def freeze_batch_normalization(model: keras.Model) -> None:

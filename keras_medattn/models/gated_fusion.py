@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -23,7 +23,7 @@ from keras_medattn.ops.comparison import wide
 ops: Any = keras.ops  # a type checker would infer its types from one backend
 
 ATTENTION: dict[str, Callable[..., keras.layers.Layer]] = {
-    "gated": functools.partial(GatedAttention, 512),  # as many filters as the paper's backbone has channels
+    "gated": GatedAttention,
     "non_local": NonLocal,
     "channel": ChannelSelfAttention,
     "dual": DualAttention,
@@ -50,21 +50,22 @@ class GatedFusion(keras.Model):
     equation 3. Lambda is the weight `balance`; `fit` lowers it as the epochs pass. As long as it is 1, for 20
     epochs in the paper, Y_f learns nothing.
 
-    The paper's backbones are a ResNet-18, which keras.applications has not (`"resnet_18_imagenet"` is a
-    preset of keras_hub), and a ResNet-50. Where the paper is read literally the gates reach the loss through
-    a threshold alone, and get no gradient: here Y_g and Y_f are taken from the gated features.
+    The backbones are the paper's as the arguments stand. Where the paper is read literally the gates reach
+    the loss through a threshold alone, and get no gradient: here Y_g and Y_f are taken from the gated
+    features.
 
     The overview averages 8 x 8 places for each of its pixels, which an exported graph can do as well; it is
     a plain bilinear resize where it enlarges.
 
     Args:
         num_classes: scores to answer.
-        attention: `"gated"`, a `GatedAttention` of 512 filters; or of the paper's Table 2 `"non_local"`,
+        attention: `"gated"`, a `GatedAttention` of `filters`; or of the paper's Table 2 `"non_local"`,
             `"channel"`, `"dual"`, `"squeeze_excite"` or `"global_context"`; or a layer that answers as these.
         backbone: of the overview: a name that `backbones.backbone` knows, or a Keras model from images in
             0..255 to maps.
         instance_backbone: of the crops, likewise.
-        weights: of named backbones: `"imagenet"`, `None`, or a path; or two of them, one for each.
+        weights: of named backbones: `"imagenet"`, `None`, or a path; or two of them, one for each, as of
+            ResNet-18, for which Keras has no weights.
         stride: of the maps of named backbones, in pixels.
         overview_size: rows and columns of the overview.
         k: crops an image.
@@ -77,6 +78,8 @@ class GatedFusion(keras.Model):
             lambda stays what `balance` is set to.
         freeze_batch_norm: keep the statistics and scales of named backbones' batch norm. Otherwise the
             slots without an instance enter the statistics as black crops.
+        filters: of each dilated block of `"gated"`: 512, as many as the paper's maps have channels. On a
+            frozen backbone they are most of what training costs.
 
     Input shape:
         `(B, H, W, 3)`, RGB in 0..255, uint8 or float, in full resolution; preprocessing is inside. Height
@@ -101,7 +104,7 @@ class GatedFusion(keras.Model):
         self,
         num_classes: int,
         attention: str | keras.layers.Layer = "gated",
-        backbone: str | keras.Model = "resnet50",
+        backbone: str | keras.Model = "resnet18",
         instance_backbone: str | keras.Model = "resnet50",
         weights: str | Sequence[str | None] | None = "imagenet",
         stride: int = 32,
@@ -113,6 +116,7 @@ class GatedFusion(keras.Model):
         gate_global: bool = True,
         schedule: Sequence[float] = (0.1, 20, 0.0),
         freeze_batch_norm: bool = True,
+        filters: int = 512,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
@@ -124,16 +128,29 @@ class GatedFusion(keras.Model):
             raise ValueError(f"`overview_size` must be at least 1. Received: {overview_size}")
         self.num_classes, self.stride, self.overview_size = num_classes, stride, overview_size
         self.gate_global, self.freeze_batch_norm = gate_global, freeze_batch_norm
-        self.schedule = tuple(schedule)
+        self.schedule, self.filters = tuple(schedule), filters
         pair = (weights, weights) if weights is None or isinstance(weights, str) else tuple(weights)
         self.backbone, self.instance_backbone = (
             backbones.backbone(one, stride, its, freeze_batch_norm) if isinstance(one, str) else one
             for one, its in zip((backbone, instance_backbone), pair, strict=True)
         )
-        self.attention = ATTENTION[attention](name="attention") if isinstance(attention, str) else attention
+        if isinstance(attention, str):
+            first = (filters,) if attention == "gated" else ()
+            attention = ATTENTION[attention](*first, name="attention")
+        self.attention = attention
         self.crops = InstanceCrops(k, crop_size, threshold=threshold, level=level, name="crops")
         self.global_head = keras.layers.Dense(num_classes, dtype="float32", name="global_head")
         self.head = keras.layers.Dense(num_classes, dtype="float32", name="head")
+
+    @property
+    def backbones(self) -> list[keras.Model]:
+        """The networks that begin with weights of their own."""
+        return [self.backbone, self.instance_backbone]
+
+    @property
+    def ready_epoch(self) -> int:
+        """The first epoch, from 0, in which Y_f learns: `schedule` leaves lambda at 1 until then."""
+        return math.ceil(LossBalance(*self.schedule).every) if self.schedule else 0
 
     def build(self, input_shape):
         maps = self.backbone.compute_output_shape((None, self.overview_size, self.overview_size, 3))
@@ -168,8 +185,9 @@ class GatedFusion(keras.Model):
             `maps (B, h, w, C)`; what the attention module has: `attention (B, h, w)` always, and
             `semantic (B, h, w)` and `gates (B, C)` of the gated one; `boxes (B, K, 4)` in pixels
             `(x0, y0, x1, y1)` of the images, `weights (B, K)`, `shares (B, K)` of the instances in the
-            attention above the threshold, and `mask (B, K)`, true where there is an instance; `scores` and
-            `global_scores (B, num_classes)`.
+            attention above the threshold, and `mask (B, K)`, true where there is an instance; `above (B, L,
+            L)`, true where the attention is above the threshold; `scores` and `global_scores (B,
+            num_classes)`.
         """
         found = self._found(images, self.features(images, training=False), training=False)
         features = found.pop("instances")  # (B, K, D)
@@ -218,6 +236,7 @@ class GatedFusion(keras.Model):
             "boxes": boxes,
             "mask": mask,
             "shares": of_crops["weights"],
+            "above": of_crops["above"],
             "scores": self.fuse(pooled, features),
             "global_scores": self.global_head(pooled),
         }
@@ -244,6 +263,7 @@ class GatedFusion(keras.Model):
             gate_global=self.gate_global,
             schedule=self.schedule,
             freeze_batch_norm=self.freeze_batch_norm,
+            filters=self.filters,
         )
         return config
 

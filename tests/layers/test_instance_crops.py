@@ -38,6 +38,7 @@ def test_the_heaviest_components_come_first_and_empty_slots_hold_nothing():
     np.testing.assert_allclose(maps["weights"][0], np.array([50, 36, 10, 0]) / 96, rtol=1e-6)
     slots = np.where(_spots() == 0, 0, np.where(_spots() == 3, 2, np.where(_spots() == 10, 3, 1)))
     np.testing.assert_array_equal(maps["components"], slots)
+    np.testing.assert_array_equal(maps["above"], slots > 0)
 
 
 @pytest.mark.parametrize(
@@ -61,6 +62,7 @@ def test_more_components_than_slots_and_other_components_are_left_out():
     assert boxes[0].numpy().tolist() == [[6, 5, 8, 7], [0, 0, 4, 3]]
     assert mask.numpy().all()
     assert int(np.max(maps["components"])) == 2
+    assert np.sum(maps["above"]) > np.sum(np.asarray(maps["components"]) > 0)
     np.testing.assert_allclose(maps["weights"][0], np.array([50, 36]) / 96, rtol=1e-6)
 
 

@@ -71,6 +71,57 @@ def test_batch_norm_stands_between_convolution_and_relu():
     assert sum(isinstance(layer, keras.layers.BatchNormalization) for layer in model.backbone.layers) == 16
     with pytest.raises(ValueError, match="no ImageNet weights for VGG19 with batch"):
         AttnVGG(2, batch_norm=True)
+    with pytest.raises(ValueError, match=r"for backbone='vgg16' or 'vgg19'.*Received: backbone='resnet18'"):
+        AttnVGG(2, backbone="resnet18", batch_norm=True, weights=None)
+
+
+def on_mobilenet(**arguments):
+    keras.utils.set_random_seed(1)
+    return AttnVGG(3, weights=None, backbone="mobilenet_v3_small", units=0, **arguments)
+
+
+def test_on_another_backbone_the_modules_stand_at_the_ends_of_its_strides():
+    """Each adds what it attends to to the maps at its stride; the head takes the means over the positions."""
+    attention = ("channel", "none", "spatial", "none", "spatial")
+    model = on_mobilenet(attention=attention)
+    plain = backbones.backbone("mobilenet_v3_small", 32, None)
+    modules = [layer for layer in model.backbone.layers if "attention" in layer.name]
+    assert [type(layer).__name__ for layer in modules] == ["ChannelAttn", "SpatialAttn", "SpatialAttn"]
+    others = [layer for layer in model.backbone.layers if layer not in modules]
+    for layer, other in zip(plain.layers, others, strict=True):
+        layer.set_weights(other.get_weights())
+    for layer in modules[:2]:
+        layer.value.assign(np.zeros(layer.value.shape))
+    named = model.explain(IMAGES)
+    for block, stride in ((1, 2), (3, 8)):
+        inside = backbones.split(plain, stride)[0](IMAGES).numpy()
+        np.testing.assert_allclose(named[f"attention_{block}"], inside.mean(axis=-1), rtol=1e-3, atol=1e-4)
+    maps = modules[2](plain(IMAGES)).numpy()
+    np.testing.assert_allclose(named["maps"], maps, rtol=1e-3, atol=1e-3 * np.abs(maps).max())
+    kernel, bias = model.head.layers[-1].get_weights()
+    scores = named["maps"].numpy().mean(axis=(1, 2)) @ kernel + bias
+    np.testing.assert_allclose(model(IMAGES), scores, rtol=1e-4, atol=1e-5)
+
+
+def test_layers_below_the_first_module_can_be_frozen():
+    """A cut at a module's stride lies in front of it, also at the last one."""
+    model = on_mobilenet(attention=("none", "none", "none", "spatial", "spatial"))
+    for stride, modules in ((8, 2), (16, 2), (32, 1)):
+        stem, rest = backbones.split(model.backbone, stride)
+        assert sum("attention" in layer.name for layer in rest.layers) == modules
+        np.testing.assert_allclose(rest(stem(IMAGES)), model.features(IMAGES), rtol=1e-4, atol=1e-5)
+
+
+def test_on_another_backbone_saved_it_is_the_same_model(tmp_path):
+    """Also where it ends early: then its later strides have no place for a module."""
+    model = on_mobilenet(
+        layer="expanded_conv_5_add", attention=("none", "none", "channel", "spatial", "none")
+    )
+    expected = model(IMAGES).numpy()
+    model.save(tmp_path / "model.keras")
+    np.testing.assert_array_equal(keras_medattn.load_model(tmp_path / "model.keras")(IMAGES), expected)
+    with pytest.raises(ValueError, match=r"no layer at stride 32 .* Received: .*layer='expanded_conv_5_add'"):
+        on_mobilenet(layer="expanded_conv_5_add")
 
 
 def test_split_in_stem_and_rest_it_is_the_same_network():

@@ -84,6 +84,8 @@ def test_whole_system_is_its_equations(gate_global):
     added = np.einsum("bkd,kdc->bkc", features, np.float64(kernel)[CHANNELS:].reshape(4, FEATURES, 3))
     predicted = found["scores"].argmax(axis=1)[:, None, None]
     added = np.take_along_axis(added, predicted, axis=2)[..., 0]
+    inside = reference.resize_bilinear(expected["attention"][..., None], 56, 56)[..., 0]
+    np.testing.assert_array_equal(found["above"], inside > inside.mean(axis=(1, 2), keepdims=True))
     order = np.argsort(np.where(mask, -added, np.inf), axis=1)
     assert (order != np.arange(4)).any()
     for name, values in {"weights": added, "mask": mask}.items():
@@ -168,6 +170,7 @@ def test_fit_lowers_the_balance_and_each_part_learns_by_its_own_loss():
     watch = keras.callbacks.LambdaCallback(on_epoch_begin=begin, on_epoch_end=end)
     history = model.fit(IMAGES, LABELS, epochs=5, verbose=0, callbacks=[watch], batch_size=2).history
     assert balances == [1, 1, 0.5, 0.5, 0.25]
+    assert model.ready_epoch == 2  # fusion rests before, see `moved`
     assert moved[0] == {"global_head": True, "head": False, "instance_backbone": False, "attention": True}
     assert all(moved[2].values())
     assert set(history) == {"loss", "accuracy"}
@@ -208,7 +211,7 @@ def test_every_module_trains_and_names_what_it_has(attention):
         "squeeze_excite": {"gates"},
         "global_context": {"context"},
     }[attention]
-    shared = {"maps", "attention", "boxes", "mask", "weights", "shares", "scores", "global_scores"}
+    shared = {"maps", "attention", "above", "boxes", "mask", "weights", "shares", "scores", "global_scores"}
     found = numbers(model.explain(IMAGES))
     assert set(found) == names | shared
     refined = numbers(model.attention(found["maps"]))
@@ -263,6 +266,19 @@ def test_exported_model_is_the_same_model_at_any_size(tmp_path):
 def test_recipes_know_it():
     assert system("GatedFusion") is GatedFusion
     assert {"attention", "backbone", "crop_size", "threshold"} <= set(arguments("GatedFusion"))
+
+
+def test_the_paper_s_networks_are_the_default():
+    """ResNet-18 for the overview, ResNet-50 for the crops, 512 filters; at the paper's sizes."""
+    model = GatedFusion(4, weights=None)
+    model.build((None, None, None, 3))
+    assert [one.name for one in model.backbones] == ["resnet18", "resnet50"]
+    assert (model.overview_size, model.crops.crop_size, model.ready_epoch) == (224, 336, 20)
+    trained = [one.count_params() for one in model.backbones]
+    assert trained == [11_176_512 + 9_600, 23_587_712]  # without heads; 9,600 statistics; Keras's own count
+    fused = 512 + 4 * 2048
+    gated = 2 * (9 * 512 * 512 + 4 * 512) + 1  # two blocks with batch norm, the temperature
+    assert model.count_params() == sum(trained) + gated + 513 * 4 + (fused + 1) * 4 + 1  # lambda
 
 
 def test_errors_say_what_was_received():
