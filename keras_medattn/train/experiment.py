@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from keras_medattn.data import headers, sets, splits
+from keras_medattn.data import headers, sets, splits, volumes
 from keras_medattn.data import manifest as manifests
 from keras_medattn.data.manifest import Manifest, ManifestError
 from keras_medattn.files import read_json, write_json
@@ -178,12 +178,13 @@ def _plan(recipe: Recipe, manifest: Manifest, out: Path, folds: int, seeds: Sequ
 
 def _check_headers(recipe: Recipe, manifest: Manifest) -> None:
     """Name every file that cannot be used before anything is written or trained."""
+    look = volumes.check_header if recipe.data.slices else headers.check_header
     faults = []
     for path in manifest.paths:
         try:
-            header = headers.check_header(path, max_pixels=recipe.data.max_pixels)
-            if header.bits == 16 and not recipe.data.window:
-                faults.append(f"{path}: a 16-bit image, and the recipe has no data.window")
+            header = look(path, max_pixels=recipe.data.max_pixels)
+            if header.bits > 8 and not recipe.data.window:
+                faults.append(f"{path}: has {header.bits} bits, and the recipe has no data.window")
         except headers.ImageError as error:
             faults.append(str(error))
     if faults:

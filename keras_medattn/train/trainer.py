@@ -115,7 +115,9 @@ def fit(
     settings, size = recipe.train, recipe.data.image_size
     seen = pipeline.batches(_subset(images, train), len(train), settings.batch_size).as_numpy_iterator()
     model = build(recipe, len(manifest.class_names), seen)
-    feed, stem, rest, settled = Feed(images, images, augment.augmenter(recipe.augment)), None, None, None
+    slices = recipe.data.slices
+    drawn = pipeline.drawn_slices(images, slices, settings.seed) if slices else images
+    feed, stem, rest, settled = Feed(drawn, images, augment.augmenter(recipe.augment)), None, None, None
     if settings.cached_views:
         settled = getattr(model, "settled_epoch", None)
     if settings.cached_views and settled is None:
@@ -123,7 +125,7 @@ def fit(
         views = inputs.cached_features(stem, images, len(manifest), recipe, cache, progress)
         drawn = inputs.one_view_an_epoch(views, settings.seed)
         feed = Feed(drawn, inputs.one_view_an_epoch(views[:1], 0), None)
-    fitted = model if recipe.data.slices else fitted_part(model, stem, rest, size)
+    fitted = model if slices else fitted_part(model, stem, rest, size)
     steps = pipeline.steps_an_epoch(len(train), settings.batch_size)
     penalise(fitted, settings.l2)
     fitted.compile(
