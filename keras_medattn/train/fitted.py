@@ -33,12 +33,9 @@ def freeze(model, stride: int) -> None:
     before = 1
     for backbone in frozen:
         before = before if backbone.inputs[0].shape[-1] != 3 else 1  # one that reads maps follows the last
-        own = before * _stride(backbone)
         if stride > before:
-            _keep(
-                model, backbone if stride >= own else backbones.split(backbone, stride // before)[0], stride
-            )
-        before = own
+            _keep(model, _split(backbone, stride // before)[0], stride)
+        before *= _stride(backbone)
 
 
 def parts(model, frozen_stride: int) -> tuple[keras.Model | None, keras.Model | None]:
@@ -50,9 +47,7 @@ def parts(model, frozen_stride: int) -> tuple[keras.Model | None, keras.Model | 
     freeze(model, frozen_stride)
     if not frozen_stride:
         return None, getattr(model, "backbone", None)
-    if frozen_stride >= _stride(model.backbone):
-        return model.backbone, None
-    return backbones.split(model.backbone, frozen_stride)
+    return _split(model.backbone, frozen_stride)
 
 
 def fitted_itself(model) -> bool:
@@ -122,6 +117,13 @@ def _keep(model, stem: keras.Model, stride: int) -> None:
             f"untrained. Received: {stride}"
         )
     stem.trainable = False
+
+
+def _split(backbone: keras.Model, stride: int) -> tuple[keras.Model, keras.Model | None]:
+    """The layers up to a stride, and the others; a module at the end of the last stride is one of these."""
+    if stride >= _stride(backbone) and not backbones.is_own(backbone.operations[-1]):
+        return backbone, None
+    return backbones.split(backbone, stride)
 
 
 def _stride(backbone: keras.Model) -> int:
