@@ -1,5 +1,6 @@
 """Figures of classifiers and heatmaps, their confidence intervals, and pictures of them."""
 
+from keras_medattn.metrics.comparison_plots import comparison_picture, curves_picture, setting_picture
 from keras_medattn.metrics.epochs import best_window, plateau
 from keras_medattn.metrics.intervals import Bootstrap, Interval, bootstrap, mean_sd, resample
 from keras_medattn.metrics.localisation import (
@@ -26,9 +27,11 @@ __all__ = [
     "bootstrap",
     "boxes_to_mask",
     "by_patient",
+    "comparison_picture",
     "confusion_picture",
     "coverage",
     "coverage_curve",
+    "curves_picture",
     "energy_inside",
     "history_picture",
     "localise",
@@ -42,6 +45,7 @@ __all__ = [
     "resample",
     "roc_picture",
     "scores",
+    "setting_picture",
     "sign_flip",
     "weighted_scores",
     "welch",
