@@ -56,7 +56,8 @@ def contributions(
 
     Li et al., "Multi-Instance Multi-Scale CNN for Medical Image Classification", appendix C, where `X` are
     the model's primary maps and `y_c` the score of class c. The paper's text sets the class's loss to -1,
-    which would keep the evidence against it: this is `+dy_c`.
+    which would keep the evidence against it: this is `+dy_c`. Where the primary maps are a list, of the
+    levels of a pyramid, their maps are added.
 
     Args:
         model: has `features(images)`, which may answer maps at several scales, and `score(maps)`.
@@ -71,26 +72,28 @@ def contributions(
     maps = model.features(images, training=False)
     with tf.GradientTape() as tape:
         tape.watch(maps)
-        mask = {"mask": images["mask"]} if isinstance(images, dict) else {}
-        scores = model.score(maps, training=False, **mask)
+        scores = model.score(maps, training=False)
         if classes is None:
             classes = tf.argmax(scores, axis=-1)
         chosen = tf.gather(scores, classes, batch_dims=1)
-    slopes = tape.gradient(chosen, maps)
-    pairs = zip(tf.nest.flatten(slopes), tf.nest.flatten(maps), strict=True)
-    argued = sign * _together([tf.reduce_sum(tf.cast(slope * x, tf.float32), axis=-1) for slope, x in pairs])
-    return {"contributions": argued, "scores": scores, "classes": tf.cast(classes, tf.int64)}
+    slopes, levels = tape.gradient(chosen, maps), maps
+    if not isinstance(maps, list):
+        slopes, levels = [slopes], [maps]
+    argued = [
+        sign * tf.reduce_sum(tf.cast(slope * level, tf.float32), axis=-1)
+        for slope, level in zip(slopes, levels, strict=True)
+    ]
+    return {"contributions": _added(argued), "scores": scores, "classes": tf.cast(classes, tf.int64)}
 
 
-def _together(levels: list[tf.Tensor]) -> tf.Tensor:
-    """The sum of maps `(..., h_i, w_i)`, each laid over the last, the largest, with the same total."""
-    total = levels[-1]
-    shape = tf.shape(total)
-    for level in levels[:-1]:
-        height, width = tf.shape(level)[-2], tf.shape(level)[-1]
-        laid = tf.image.resize(tf.reshape(level, (-1, height, width, 1)), shape[-2:])
-        ratio = tf.cast(height * width, tf.float32) / tf.cast(shape[-2] * shape[-1], tf.float32)
-        total += tf.reshape(laid * ratio, shape)
+def _added(argued: list[tf.Tensor]) -> tf.Tensor:
+    """The maps `(B, h, w)` of a pyramid's levels on the largest one; each level keeps its sum, nearly."""
+    largest = max(argued, key=lambda level: level.shape[1] or 0)
+    size, total = tf.shape(largest)[1:], largest
+    for level in argued:
+        if level is not largest:
+            resized = tf.image.resize(tf.expand_dims(level, -1), size, method="nearest")
+            total += tf.squeeze(resized, -1) * tf.cast(tf.size(level) / tf.size(largest), tf.float32)
     return total
 
 

@@ -77,16 +77,48 @@ def test_evidence_adds_up_to_the_score(model):
     assert weights.shape == (3, 7 * 3)
 
 
-def test_boxes_lie_where_the_maps_are_hot(model):
-    """One cell of the primary maps is hot, and every channel loves it: every highest box covers that cell."""
+def test_boxes_lie_where_the_maps_are_hot(model, monkeypatch):
+    """One cell of the primary maps is hot, and every channel loves it: what weighs much covers that cell."""
     maps = np.zeros((1, 8, 10, model.backbone.output.shape[-1]), "float32")
     maps[0, 5, 7] = 50.0
-    for variable in model.ms_conv.weights:
+    for variable in [*model.ms_conv.weights, model.head.kernel]:
         if variable.name in ("kernel", "sw"):
             variable.assign(np.abs(variable))
-    _, _, chosen = model._scores(model._bags(maps, False), False)
-    boxes = np.array(model._boxes(chosen["indices"], maps, np.zeros((1, 64, 80, 3))))[0, :, 0]
-    assert boxes.shape == (7, 4)
-    for x0, y0, x1, y1 in boxes:
+    monkeypatch.setattr(model, "features", lambda images, training=None: tf.constant(maps))
+    named = model.explain(np.zeros((1, 64, 80, 3), "uint8"))
+    boxes, weights = np.array(named["boxes"][0]), np.array(named["weights"][0])
+    heavy = boxes[weights > 0.5 * weights.max()]
+    assert len(heavy) > 0
+    for x0, y0, x1, y1 in heavy:
         assert x0 <= 60 <= x1
         assert y0 <= 44 <= y1
+
+
+class Pyramid(Squares):
+    """Two levels, the second of half the size; the score adds those of both."""
+
+    def features(self, images, training=None):
+        images = tf.cast(images, tf.float32)
+        return [images[:, ::2, ::2], images]
+
+    def score(self, maps, training=None):
+        return sum(Squares.score(self, level) for level in maps)
+
+
+def test_levels_of_a_pyramid_are_added():
+    rng = np.random.default_rng(4)
+    x, weights = rng.normal(size=(2, 4, 6, 2)), rng.normal(size=(2, 3))
+    small = x[:, ::2, ::2]
+    classes = np.einsum("bhwi,ic->bc", x**2, weights) + np.einsum("bhwi,ic->bc", small**2, weights)
+    chosen = weights[:, classes.argmax(axis=-1)].T
+    expected = np.einsum("bhwi,bi->bhw", 2 * x**2, chosen)
+    expected += np.einsum("bhwi,bi->bhw", 2 * small**2, chosen).repeat(2, axis=1).repeat(2, axis=2) / 4
+    found = heatmaps.contributions(Pyramid(weights), tf.constant(x))
+    np.testing.assert_allclose(found["contributions"], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_papers_sign_keeps_what_argues_against():
+    rng = np.random.default_rng(5)
+    x, model = tf.constant(rng.normal(size=(1, 3, 3, 2))), Squares(rng.normal(size=(2, 2)))
+    plain, turned = (heatmaps.contributions(model, x, sign=sign)["contributions"] for sign in (1, -1))
+    np.testing.assert_array_equal(plain, -turned)
