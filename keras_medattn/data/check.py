@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_medattn.data import readers
+from keras_medattn.data import readers, volumes
 from keras_medattn.data.headers import MAX_PIXELS, Header, ImageError, check_header
 from keras_medattn.data.manifest import Manifest, patients_on_two_sides
 
@@ -68,12 +68,15 @@ def check(
         looks = pool.map(lambda path: _look(path, window, max_pixels), paths)
         results = list(progress(looks, len(paths)))
     headers = [header for header, _, _ in results if header is not None]
-    report.sizes = _count(f"{header.width} x {header.height}" for header in headers)
+    report.sizes = _count(_size(header) for header in headers)
     report.kinds = _count(f"{header.kind} {header.bits} bit {header.mode}" for header in headers)
     report.problems += [error for _, _, error in results if error]
     _patients(manifest, report)
     _duplicates(manifest, [digest for _, digest, _ in results], report)
     _deep(paths, [header for header, _, _ in results], window, report)
+    stacks = sum(header.pages > 1 for header in headers)
+    if stacks:
+        report.warnings.append(f"{stacks} are volumes: a recipe reads them where its data.slices is set")
     rotated = [
         name
         for name, (header, _, _) in zip(manifest.names, results, strict=True)
@@ -124,6 +127,8 @@ def text(report: Report) -> str:
 def _look(path: Path, window, max_pixels: int) -> tuple[Header | None, str | None, str | None]:
     """Header, digest of the pixels, error."""
     try:
+        if volumes.is_volume(path):
+            return _look_at_volume(path, window, max_pixels)
         header = check_header(path, max_pixels=max_pixels)
     except ImageError as error:
         return None, None, str(error)
@@ -132,6 +137,15 @@ def _look(path: Path, window, max_pixels: int) -> tuple[Header | None, str | Non
         pixels = readers.read(path, window or ((0, 65535) if header.bits == 16 else None), max_pixels)
         if header.bits == 16 and window is None:  # mapped by that window, dark images would all look the same
             pixels = readers.raw_intensities(path, max_pixels)
+    except ImageError as error:
+        return header, None, str(error)
+    return header, hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest(), None
+
+
+def _look_at_volume(path: Path, window, max_pixels: int) -> tuple[Header | None, str | None, str | None]:
+    header = volumes.check_header(path, max_pixels)
+    try:  # without a window the error proposes one
+        pixels = volumes.read(path, window, max_pixels)
     except ImageError as error:
         return header, None, str(error)
     return header, hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest(), None
@@ -170,6 +184,7 @@ def _duplicates(manifest: Manifest, digests: list[str | None], report: Report) -
 def _deep(paths: list[Path], headers: list[Header | None], window, report: Report) -> None:
     """Propose a window from the 0.5 and 99.5 percentiles of up to 20 of the 16-bit images."""
     deep = [path for path, header in zip(paths, headers, strict=True) if header and header.bits == 16]
+    deep = [path for path in deep if not volumes.is_volume(path)]  # each of these proposes one for itself
     if not deep or window is not None:
         return
     sample = deep[:: max(1, len(deep) // 20)][:20]
@@ -186,6 +201,11 @@ def _deep(paths: list[Path], headers: list[Header | None], window, report: Repor
         f"{len(deep)} images have 16 bits and no intensity window is set: {_some([str(p) for p in deep])}. "
         f"Proposed: window = {list(report.proposed_window or ())} (0.5 and 99.5 percentiles of {len(sample)})"
     )
+
+
+def _size(header: Header) -> str:
+    size = f"{header.width} x {header.height}"
+    return size if header.pages == 1 else f"{size} x {header.pages} slices"
 
 
 def _count(values: Iterable[str]) -> dict[str, int]:

@@ -53,8 +53,9 @@ def predictions(part: Part, manifest: Manifest, draws: int, progress: inputs.Pro
     import tensorflow as tf
 
     data, model, name = part.recipe.data, part.model(), part.folder.name
-    fetch = pipeline.streamed(manifest, data.image_size, data.window or None, data.max_pixels)
-    size = max(1, min(_BATCH, _BATCH_PIXELS // (data.image_size[0] * data.image_size[1])))
+    fetch = inputs.streamed(data, manifest)
+    pixels = data.image_size[0] * data.image_size[1] * (data.central or 16 if data.slices else 1)
+    size = max(1, min(_BATCH, _BATCH_PIXELS // pixels))
     over = functools.partial(_over_batches, fetch=fetch, count=len(manifest), size=size, progress=progress)
     forward = tf.function(lambda batch: model(batch, training=False), reduce_retracing=True)
     probabilities = softmax(over(lambda batch, _: forward(batch), text=f"predicting, {name}"), axis=-1)
