@@ -12,7 +12,13 @@ from keras_medattn.models.attn_vgg import AttnVGG
 from keras_medattn.models.gated_fusion import GatedFusion, LossBalance
 from keras_medattn.models.global_mask import GlobalMask, MaskPhases
 from keras_medattn.models.mims import MIMS
-from keras_medattn.models.sampling_networks import AttentionNetwork, attention_network, feature_network
+from keras_medattn.models.patch_classifier import PatchClassifier, with_classifier
+from keras_medattn.models.sampling_networks import (
+    AttentionNetwork,
+    UniformAttention,
+    attention_network,
+    feature_network,
+)
 
 __all__ = [
     "MIMS",
@@ -24,10 +30,13 @@ __all__ = [
     "GlobalMask",
     "LossBalance",
     "MaskPhases",
+    "PatchClassifier",
+    "UniformAttention",
     "arguments",
     "attention_network",
     "feature_network",
     "system",
+    "with_classifier",
 ]
 
 SYSTEMS: dict[str, type[keras.Model]] = {
@@ -36,6 +45,7 @@ SYSTEMS: dict[str, type[keras.Model]] = {
     "GatedFusion": GatedFusion,
     "GlobalMask": GlobalMask,
     "MIMS": MIMS,
+    "PatchClassifier": PatchClassifier,
 }
 
 

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import keras
 
-from keras_medattn.layers import AttentionSampler
-from keras_medattn.models.sampling_networks import attention_network, feature_network
-from keras_medattn.ops.patches import cell_mask, cells_to_corners, overview
+from keras_medattn.layers import AttentionSampler, RecurrentSampler
+from keras_medattn.models.patch_reading import all_at_once, boxes, one_by_one
+from keras_medattn.models.sampling_networks import (
+    AttentionNetwork,
+    UniformAttention,
+    attention_by_name,
+    features_by_name,
+)
+from keras_medattn.ops.patches import cell_mask, overview
 from keras_medattn.ops.sampling import (
     BASELINES,
     aggregate,
+    likelihood_rewards,
     log_probabilities,
     negative_entropy,
     reinforce_surrogate,
@@ -50,9 +56,9 @@ class AttentionSampling(keras.Model):
 
     With `estimator="expectation"` the second term goes, and the compiled loss itself reaches the attention
     (Katharopoulos and Fleuret, Processing Megapixel Images with Deep Attention-Sampling Models, in the form
-    of `ops.expectation`). Labels are ints or one-hot. An image's sample weight (or its class's weight) weighs
-    what it adds to each term; rewards and baselines are not weighed. Of the surrogate only the gradient
-    means something, and only it is weighed.
+    of `ops.expectation`). An attention that nothing can train adds nothing. Labels are ints or one-hot. An
+    image's sample weight (or its class's weight) weighs what it adds to each term; rewards and baselines are
+    not weighed. Of the surrogate only the gradient means something, and only it is weighed.
 
     Args:
         num_classes: scores to answer.
@@ -60,10 +66,13 @@ class AttentionSampling(keras.Model):
         patch_size: s, in pixels; more than `stride`.
         stride: pixels along the side of a cell. Up to `stride - 1` pixels at the right and the lower border
             fall under no cell.
-        attention: a Keras model, overview `(B, h, w, 3)` in 0..1 to a map `(B, h, w)` with sum 1. By default
-            the paper's of 1,513 parameters.
-        features: a Keras model, patches `(N, s, s, 3)` in 0..1 to `(N, num_classes)`. By default the paper's
-            of 7,459 parameters, whose answer has norm 1.
+        attention: `"paper"`, of 1,513 parameters; `"wide"`, its 8 filters made 32; `"uniform"`, the same
+            everywhere, the baseline: there P cells that are the same for all images are read where the others
+            choose; or a Keras model, overview `(B, h, w, 3)` in 0..1 to a map `(B, h, w)` with sum 1.
+        features: `"paper"`, of 7,459 parameters for three classes, whose answer has norm 1; `"wide"`, its 16
+            filters made 32, as in the author's checkpoints; a name that `backbones.backbone` knows, with a
+            dense layer on its pooled maps; or a Keras model, patches `(N, s, s, 3)` in 0..1 to
+            `(N, num_classes)`.
         estimator: `"reinforce"`, or `"expectation"`, which needs `aggregation="mean"`.
         aggregation: `"self_weighted"`, as above, or `"mean"`, the unbiased estimate of `sum_p a_p f_p`. Cells
             that are chosen and not drawn are weighted by `a / sum a` in either case.
@@ -74,6 +83,14 @@ class AttentionSampling(keras.Model):
         temperature: T.
         entropy: weight of the negative entropy, which spreads the attention.
         nms: whether chosen patches must not overlap, while there are such.
+        conditional: whether each cell is drawn or chosen in view of the patches read before, by a
+            `RecurrentSampler` (section XI.B) that sees x_3 of an `AttentionNetwork`, else the overview. `nms`
+            is not used then, and `"mean"` is the plain mean over the draws. Its memory grows with cells times
+            draws: take a larger `stride`.
+        pool: `"max"` or `"average"` over a patch, in a named feature network.
+        weights: of a named backbone: `"imagenet"`, `None`, or a path.
+        feature_stride: of a named backbone's maps, in pixels.
+        layer: of a named backbone, where to cut it, in place of the stride's layer.
         seed: of the draws. By default one is drawn, and kept in the configuration.
 
     Call arguments:
@@ -90,8 +107,8 @@ class AttentionSampling(keras.Model):
         `(B, num_classes)`, class scores before the softmax, float32.
 
     Raises:
-        ValueError: for an unknown name, a patch no larger than a cell, or `"self_weighted"` with
-            `"expectation"`.
+        ValueError: for an unknown name, a patch no larger than a cell, or `"self_weighted"` or
+            `conditional` with `"expectation"`.
 
     Example:
         >>> import numpy as np
@@ -106,8 +123,8 @@ class AttentionSampling(keras.Model):
         patches: int = 20,
         patch_size: int = 50,
         stride: int = 5,
-        attention: keras.Model | None = None,
-        features: keras.Model | None = None,
+        attention: str | keras.layers.Layer = "paper",
+        features: str | keras.layers.Layer = "paper",
         estimator: str = "reinforce",
         aggregation: str = "self_weighted",
         replacement: bool = True,
@@ -117,6 +134,11 @@ class AttentionSampling(keras.Model):
         temperature: float = 3.0,
         entropy: float = 0.05,
         nms: bool = True,
+        conditional: bool = False,
+        pool: str = "max",
+        weights: str | None = "imagenet",
+        feature_stride: int = 32,
+        layer: str | None = None,
         seed: int | None = None,
         **kwargs: Any,
     ):
@@ -130,10 +152,11 @@ class AttentionSampling(keras.Model):
         for key, value in chosen.items():
             if value not in _CHOICES[key]:
                 raise ValueError(f"`{key}` must be one of {_CHOICES[key]}. Received: {key}={value!r}")
-        if estimator == "expectation" and aggregation == "self_weighted":
+        if estimator == "expectation" and (aggregation == "self_weighted" or conditional):
             raise ValueError(
-                "estimator='expectation' needs aggregation='mean': weights `a` over cells drawn from `a` "
-                f"estimate no expectation. Received: estimator={estimator!r}, aggregation={aggregation!r}"
+                "estimator='expectation' needs aggregation='mean' and conditional=False: weights `a` over "
+                "cells drawn from `a`, or not from `a` alone, estimate no expectation. Received: "
+                f"estimator={estimator!r}, aggregation={aggregation!r}, conditional={conditional}"
             )
         if num_classes < 2 or repeats < 1 or patch_size <= stride:
             raise ValueError(
@@ -141,24 +164,42 @@ class AttentionSampling(keras.Model):
                 f"Received: num_classes={num_classes}, repeats={repeats}, patch_size={patch_size}, "
                 f"stride={stride}"
             )
-        for network in (attention, features):
-            if not isinstance(network, keras.layers.Layer | None):
-                raise ValueError(
-                    f"`attention` and `features` must be Keras models or None. Received: {network!r}"
-                )
-        self.num_classes, self.stride, self.repeats = num_classes, stride, repeats
+        self._named = {"pool": pool, "feature_stride": feature_stride, "layer": layer}
+        self.num_classes, self.patch_size, self.stride = num_classes, patch_size, stride
         self.estimator, self.aggregation, self.reward, self.baseline = chosen.values()
-        self.temperature, self.entropy = float(temperature), float(entropy)
-        self.attention = attention_network() if attention is None else attention
-        self.features = feature_network(num_classes) if features is None else features
-        self.sampler = AttentionSampler(
-            patches, patch_size, replacement, stride, nms, seed, dtype="float32", name="sampler"
+        self.repeats, self.temperature, self.entropy = repeats, float(temperature), float(entropy)
+        self.nms, self.conditional = nms, conditional
+        self.attention = attention_by_name(attention) if isinstance(attention, str) else attention
+        if isinstance(features, str):
+            features = features_by_name(features, num_classes, pool, weights, feature_stride, layer)
+        self.features = features
+        for network in (self.attention, self.features):
+            if not isinstance(network, keras.layers.Layer):
+                raise ValueError(
+                    f"`attention` and `features` must be names or Keras models. Received: {network!r}"
+                )
+        self.sampler: Any = (
+            RecurrentSampler(patches, 16, replacement, seed, num_classes, dtype="float32", name="sampler")
+            if conditional
+            else AttentionSampler(
+                patches, patch_size, replacement, stride, nms, seed, dtype="float32", name="sampler"
+            )
         )
+
+    @property
+    def backbones(self) -> list[keras.Model]:
+        """The models inside the feature network: those that a recipe freezes, or trains more slowly."""
+        return [one for one in getattr(self.features, "layers", []) if isinstance(one, keras.Model)]
+
+    @property
+    def learns(self) -> bool:
+        """Whether there is anything to train in where it looks."""
+        return bool(self.attention.trainable_weights or self.sampler.trainable_weights)
 
     def build(self, input_shape):
         shape = input_shape["image"] if isinstance(input_shape, dict) else input_shape
         cells = [None if length is None else length // self.stride for length in shape[1:3]]
-        size = self.sampler.patch_size
+        size = self.patch_size
         for network, given in (
             (self.attention, (None, *cells, shape[-1])),
             (self.features, (None, size, size, shape[-1])),
@@ -166,12 +207,14 @@ class AttentionSampling(keras.Model):
             if not network.built:
                 network.build(given)
         if not self.sampler.built:
-            self.sampler.build((None, *cells), (None, *shape[1:]))
+            own = self.attention.filters if isinstance(self.attention, AttentionNetwork) else shape[-1]
+            read = (None, *cells, own) if self.conditional else (None, *shape[1:])
+            self.sampler.build((None, *cells), read)
         self.built = True
 
     def call(self, inputs, training=None):
         if training:
-            return self._pass(inputs, [{"training": True}] * self.repeats, training=True)
+            return self._pass(inputs, self.repeats, training=True)
         return self._pass(inputs)["scores"]
 
     def sample(self, inputs, draws: int = 32, seed: int = 0) -> Any:
@@ -186,11 +229,10 @@ class AttentionSampling(keras.Model):
             `(B, draws, num_classes)`.
         """
         # training counts its draws up from 0; below 0 no number is one of its
-        calls = [{"draw": -1 - (seed * draws + number)} for number in range(draws)]
-        scores = self._pass(inputs, calls)["scores"]
+        scores = self._pass(inputs, draws, first=-2 - seed * draws)["scores"]
         return ops.reshape(scores, (-1, draws, self.num_classes))
 
-    def explain(self, inputs) -> dict[str, Any]:
+    def explain(self, inputs, draw: int | None = None) -> dict[str, Any]:
         """Name the intermediates of a forward pass.
 
         A patch's weight is what it adds to the predicted class's score, `T a_t f_t / sum_t a_t`; the patches
@@ -198,6 +240,8 @@ class AttentionSampling(keras.Model):
 
         Args:
             inputs: as for the call.
+            draw: explain the Monte-Carlo draw of this number, the first of `sample(seed=draw, draws=1)`, in
+                place of the answer. A patch's weight is then as if it had been chosen.
 
         Returns:
             `attention (B, h, w)`, `scores (B, num_classes)`, and of the patches `cells (B, P)`, `boxes
@@ -205,10 +249,9 @@ class AttentionSampling(keras.Model):
             `shares (B, P)`, `a / sum a`.
         """
         images, size = _image_and_size(inputs)
-        found = self._pass(inputs)
+        found = self._pass(inputs, first=None if draw is None else -2 - draw)
         attention, scores, cells = found["attention"], found["scores"], found["cells"]
-        shares = self._probabilities(attention, cells)
-        shares = shares / ops.sum(shares, axis=1, keepdims=True)
+        shares = self._shares(self._probabilities(attention, cells))
         predicted = ops.expand_dims(ops.argmax(scores, axis=-1), (1, 2))  # (B, 1, 1)
         weights = shares * ops.squeeze(ops.take_along_axis(found["patch_scores"], predicted, axis=2), 2)
         order = ops.argsort(-weights, axis=1)
@@ -219,7 +262,7 @@ class AttentionSampling(keras.Model):
             "attention": attention,
             "scores": scores,
             "cells": cells,
-            "boxes": self._boxes(cells, attention, images, size),
+            "boxes": boxes(cells, attention, images, size, self.patch_size, self.stride),
             "weights": weights,
             "shares": shares,
         }
@@ -231,6 +274,8 @@ class AttentionSampling(keras.Model):
         spread = ops.mean(_weighed(negative_entropy(y_pred["attention"]), sample_weight))
         y, sample_weight = self._repeated(y, sample_weight)
         loss = super().compute_loss(x, y, y_pred["scores"], sample_weight, training)
+        if not self.learns:
+            return loss
         loss = loss + self.entropy * spread
         if self.estimator == "expectation":
             return loss
@@ -238,9 +283,12 @@ class AttentionSampling(keras.Model):
         if sample_weight is not None:
             fixed = ops.stop_gradient(logs)
             logs = fixed + _weighed(logs - fixed, sample_weight)  # the gradient alone is weighed
-        rewards = self._rewards(y, y_pred["scores" if self.reward == "image" else "patch_scores"])
+        of = y_pred["scores" if self.reward == "image" else "patch_scores"]
+        rewards = likelihood_rewards(of, y)
+        if self.conditional and self.reward == "patch":
+            logs = ops.cumsum(logs, axis=1)  # a patch's reward is owed to all draws up to its own
         return loss + reinforce_surrogate(
-            logs, rewards, self.baseline, self.repeats, self.sampler.replacement
+            logs, rewards, self.baseline, self.repeats, self.conditional or self.sampler.replacement
         )
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
@@ -249,65 +297,74 @@ class AttentionSampling(keras.Model):
             y_pred = y_pred["scores"]
         return super().compute_metrics(x, y, y_pred, sample_weight)
 
-    def _pass(self, inputs: Any, calls: Sequence[dict] = ({},), training: bool = False) -> dict[str, Any]:
-        """All that the model makes of the images, with a row for each call of the sampler on each image."""
+    def _pass(
+        self, inputs: Any, rows: int = 1, first: int | None = None, training: bool = False
+    ) -> dict[str, Any]:
+        """All that the model makes of the images, in so many rows an image.
+
+        The cells are drawn in training; by the numbers `first`, `first - 1`, ...; or chosen.
+        """
         images, size = _image_and_size(inputs)
         view, named = overview(images, self.stride, size), {}
         if size is not None:
             named["mask"] = cell_mask(size, ops.shape(view)[1:3], ops.shape(images)[1:3], self.stride)
-        attention = self.attention(view / 255, training=training, **named)
+        attention, maps = self._attend(view / 255, named, training)
         if len(attention.shape) != 3 or attention.shape[1:] != view.shape[1:3]:
             raise ValueError(
                 "`attention` must answer a number for each cell of the overview. Received: "
                 f"overview {tuple(view.shape)}, answer {tuple(attention.shape)}"
             )
-        drawn = [self.sampler(attention, images, size, **call) for call in calls]
-        patches, cells, log_probs = (
-            ops.reshape(ops.stack(each, axis=1), (-1, *each[0].shape[1:]))
-            for each in zip(*drawn, strict=True)
-        )  # (B R, P, ...)
-        scores = self.features(ops.reshape(patches / 255, (-1, *patches.shape[2:])), training=training)
-        scores = self.temperature * ops.cast(scores, "float32")
-        scores = ops.reshape(scores, (-1, self.sampler.patches, self.num_classes))  # (B R, P, N)
-        fused = aggregate(
-            scores,
-            self._probabilities(attention, cells, len(calls)),
-            self.aggregation,
-            self.estimator,
-            self.sampler.replacement,
-            drawn=calls[0] != {},
-        )
+        calls: list[dict[str, Any]] = [{"training": True}] * rows if training else [{}]
+        if first is not None:
+            calls = [{"draw": first - row} for row in range(rows)]
+        elif not training and isinstance(self.attention, UniformAttention):
+            # of an even map none is the most probable: the same cells for every image, drawn once
+            calls = [{"draw": -1, "examples": ops.zeros(ops.shape(view)[:1], "int32")}]
+
+        def score(patches: Any) -> Any:
+            return self._score(patches, training)
+
+        if self.conditional:
+            geometry = self.patch_size, self.stride
+            read = one_by_one(self.sampler, score, attention, maps, images, size, geometry, rows, calls[0])
+        else:
+            read = all_at_once(self.sampler, score, attention, images, size, calls)
+        scores, cells, log_probs = read  # (B R, P, N), (B R, P), (B R, P)
+        drawn = training or first is not None
         return {
-            "scores": fused,
+            "scores": self._fuse(scores, self._probabilities(attention, cells, rows), drawn),
             "patch_scores": scores,
             "log_probs": log_probs,
             "cells": cells,
             "attention": attention,
         }
 
+    def _attend(self, view: Any, named: dict[str, Any], training: bool) -> tuple[Any, Any]:
+        """The attention `(B, h, w)`, and maps `(B, h, w, D)` for a sampler that looks at the cells."""
+        if self.conditional and isinstance(self.attention, AttentionNetwork):
+            maps = self.attention.maps(view, training=training, **named)
+            return self.attention.weigh(maps, **named), maps
+        return self.attention(view, training=training, **named), view
+
+    def _score(self, patches: Any, training: bool) -> Any:
+        """Class scores `(M, N)` of patches `(M, s, s, C)` in 0..255."""
+        return self.temperature * ops.cast(self.features(patches / 255, training=training), "float32")
+
+    def _fuse(self, scores: Any, probabilities: Any, drawn: bool) -> Any:
+        """Class scores of rows `(B R, N)` from those of their patches `(B R, P, N)`."""
+        # draws in view of others are no draws from `a`: of those the mean is the plain one
+        replacement = self.conditional or self.sampler.replacement
+        return aggregate(scores, probabilities, self.aggregation, self.estimator, replacement, drawn)
+
+    def _shares(self, probabilities: Any) -> Any:
+        """What each of the chosen patches `(B, P)` counts."""
+        return probabilities / ops.sum(probabilities, axis=1, keepdims=True)
+
     def _probabilities(self, attention: Any, cells: Any, repeats: int = 1) -> Any:
         """`a (B R, P)` of cells `(B R, P)`: not those given the draws before, which the sampler answers."""
         count = self.sampler.patches
         drawn = ops.reshape(cells, (-1, repeats * count))
         return ops.reshape(ops.exp(log_probabilities(attention, drawn, replacement=True)), (-1, count))
-
-    def _boxes(self, cells: Any, attention: Any, images: Any, size: Any) -> Any:
-        patch, pixels = self.sampler.patch_size, ops.shape(images)[1:3]
-        corners = cells_to_corners(cells, ops.shape(attention)[1:], pixels, patch, self.stride)
-        low, high = [], []
-        for axis in (1, 0):
-            end = pixels[axis] if size is None else ops.cast(size[:, axis : axis + 1], "int32")
-            low.append(ops.maximum(corners[:, :, axis], 0))
-            high.append(ops.minimum(corners[:, :, axis] + patch, end))
-        return ops.cast(ops.stack(low + high, axis=-1), "float32")
-
-    def _rewards(self, y: Any, scores: Any) -> Any:
-        """`exp(-cross entropy)` of each patch `(B R, P)` or image `(B R,)`."""
-        if len(y.shape) == 1 or y.shape[-1] == 1:
-            y = ops.one_hot(ops.cast(ops.reshape(y, (-1,)), "int32"), self.num_classes)
-        y = ops.cast(y, scores.dtype)
-        y = ops.expand_dims(y, 1) if len(scores.shape) == 3 else y
-        return ops.exp(ops.sum(y * ops.log_softmax(scores, axis=-1), axis=-1))
 
     def _repeated(self, *each: Any) -> list[Any]:
         """Labels and weights of images as those of their rows."""
@@ -318,7 +375,7 @@ class AttentionSampling(keras.Model):
         config.update(
             num_classes=self.num_classes,
             patches=sampler.patches,
-            patch_size=sampler.patch_size,
+            patch_size=self.patch_size,
             stride=self.stride,
             attention=keras.saving.serialize_keras_object(self.attention),
             features=keras.saving.serialize_keras_object(self.features),
@@ -330,7 +387,10 @@ class AttentionSampling(keras.Model):
             repeats=self.repeats,
             temperature=self.temperature,
             entropy=self.entropy,
-            nms=sampler.nms,
+            nms=self.nms,
+            conditional=self.conditional,
+            weights=None,
+            **self._named,
             seed=sampler.seed,
         )
         return config

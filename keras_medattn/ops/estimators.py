@@ -157,6 +157,30 @@ def reinforce_surrogate(
     return -ops.mean(expectation(ops.expand_dims(gains, 2), probabilities, replacement=False))
 
 
+def likelihood_rewards(scores: Any, y: Any) -> Any:
+    """The probability that scores give to the true class: `exp(-cross entropy)` (Sinigaglia).
+
+    Args:
+        scores: Float tensor `(B, N)` of images, or `(B, P, N)` of patches.
+        y: Labels of the images, ints `(B,)` or `(B, 1)`, or one-hot `(B, N)`.
+
+    Returns:
+        Float tensor `(B,)` or `(B, P)`, float32 or better.
+
+    Example:
+
+    >>> scores = ops.log(ops.convert_to_tensor([[0.25, 0.75]]))
+    >>> round(float(likelihood_rewards(scores, ops.convert_to_tensor([1]))[0]), 4)
+    0.75
+    """
+    scores = wide(scores)
+    if len(y.shape) == 1 or y.shape[-1] == 1:
+        y = ops.one_hot(ops.cast(ops.reshape(y, (-1,)), "int32"), scores.shape[-1])
+    y = ops.cast(y, scores.dtype)
+    y = ops.expand_dims(y, 1) if len(scores.shape) == 3 else y
+    return ops.exp(ops.sum(y * ops.log_softmax(scores, axis=-1), axis=-1))
+
+
 def advantages(rewards: Any, baseline: str = "leave_one_out", repeats: int = 1) -> Any:
     """Rewards less a baseline.
 

@@ -6,6 +6,7 @@ from keras_medattn.ops.estimators import (
     advantages,
     aggregate,
     expectation,
+    likelihood_rewards,
     negative_entropy,
     reinforce_surrogate,
 )
@@ -17,6 +18,7 @@ __all__ = [
     "cells_at",
     "expectation",
     "greedy_cells",
+    "likelihood_rewards",
     "log_probabilities",
     "negative_entropy",
     "reinforce_surrogate",

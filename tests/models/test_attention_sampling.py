@@ -252,7 +252,10 @@ def test_reloaded_with_networks_of_ones_own(tmp_path):
         ({"estimator": "pathwise"}, r"`estimator` must be one of .*Received: estimator='pathwise'"),
         ({"estimator": "expectation"}, "needs aggregation='mean'"),
         ({"patch_size": 5}, "`patch_size` above `stride`.*patch_size=5, stride=5"),
-        ({"features": "resnet50"}, "must be Keras models or None. Received: 'resnet50'"),
+        ({"features": 3}, "must be names or Keras models. Received: 3"),
+        ({"attention": "resnet50"}, "'paper', 'wide', 'uniform', or a Keras model. Received: 'resnet50'"),
+        ({"pool": "mean"}, "`pool` must be 'max' or 'average'. Received: pool='mean'"),
+        ({"estimator": "expectation", "aggregation": "mean", "conditional": True}, "conditional=True"),
     ],
 )
 def test_wrong_arguments_are_errors(arguments, message):
