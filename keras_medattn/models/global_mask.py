@@ -121,7 +121,8 @@ class GlobalMask(keras.Model):
         self.num_classes, self.stride, self.mask, self.raw = num_classes, stride, mask, raw
         self.joint_epochs, self.l1, self.reduction = joint_epochs, l1, reduction
         self.dropout_rate, self.freeze_batch_norm = dropout, freeze_batch_norm
-        self.channels, self.kernel_size, self.last_kernel_size = channels, kernel_size, last_kernel_size
+        self.channels = channels if isinstance(channels, int) else tuple(channels)
+        self.kernel_size, self.last_kernel_size = kernel_size, last_kernel_size
         self.dense, self.kernel_initializer = dense, keras.initializers.get(kernel_initializer)
         self.reduce: Any = None if reduce is None else tuple(reduce)
         self.learner: Any = None
