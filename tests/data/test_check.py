@@ -196,3 +196,13 @@ def test_json_round_trip_and_progress(build):
     values = json.loads(json.dumps(found.to_dict()))
     assert values.pop("ok") is False
     assert check.Report(**values) == found
+
+
+def test_given_folds_are_shown_and_patients_on_two_of_their_sides_named(build):
+    files = {f"{i}.png": noise(i) for i in range(4)}
+    rows = ["0.png,a,ann,test,train", "1.png,b,ann,train,train", "2.png,a,bob,train,test"]
+    rows.append("3.png,b,cat,test,test")
+    found = check.check(build(files, rows, "path,label,patient,fold1,fold2"))
+    assert found.problems == ["patient ann stands on more than one side of fold 1"]
+    assert found.folds[1] == {"train": {"a": 1, "b": 1}, "test": {"a": 1, "b": 1}}
+    assert "fold 1    test: {'a': 1, 'b': 1}" in text(found).splitlines()

@@ -1,5 +1,7 @@
 """Tables of images: what is read from folders and CSVs, and every fault by its line."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -181,3 +183,28 @@ def test_take_and_split(tmp_path):
     assert manifest.patients_on_two_sides(bare) == []
     with pytest.raises(ManifestError, match="no splits, so none is called 'val'"):
         bare.split("val")
+
+
+def test_given_folds_and_further_columns(tmp_path):
+    text = "path,fold2,label,zoom,fold1\na,Test,x,40,train\nb,train,y, 100 ,testing\n"
+    found = manifest.load(table(tmp_path, text))
+    assert found.folds == (("train", "test"), ("test", "train"))
+    assert found.columns == {"zoom": ("40", "100")}
+    assert found.splits is None
+    last = found.take([1])
+    assert (last.folds, last.columns) == ((("test",), ("train",)), {"zoom": ("100",)})
+    patients = replace(found, patients=("ann", "ann"))
+    assert [manifest.patients_on_two_sides(patients, sides) for sides in found.folds] == [["ann"], ["ann"]]
+    assert manifest.patients_on_two_sides(patients) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("path,label,fold1,fold3\na,x,train,test\n", r"in a row\. Received: \['fold1', 'fold3'\]"),
+        ("path,label,fold1\na,x,2\nb,y,test\n", r"line 2: fold1 must be train, val or test\. Received: '2'"),
+    ],
+)
+def test_folds_that_are_none(tmp_path, text, words):
+    with pytest.raises(ManifestError, match=words):
+        manifest.load(table(tmp_path, text))

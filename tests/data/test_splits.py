@@ -110,3 +110,34 @@ def test_a_written_split_reads_back(tmp_path):
     back = manifest.load(tmp_path / "split.csv", split.class_names)
     assert (back.names, back.patients, back.splits) == (split.names, split.patients, split.splits)
     np.testing.assert_array_equal(back.labels, split.labels)
+
+
+def given() -> Manifest:
+    """Forty images of twenty patients, and two folds of which the second has a validation side."""
+    people = tuple(f"p{i // 2}" for i in range(40))
+    first = ("test",) * 8 + ("train",) * 32
+    second = ("train",) * 30 + ("val",) * 4 + ("test",) * 6
+    table = images(np.arange(40) // 2 % 2, people)
+    return replace(table, folds=(first, second), columns={"zoom": ("40", "100") * 20})
+
+
+def test_given_folds_are_kept():
+    table = given()
+    first = splits.fold_splits(table, 2, 0, seed=5, val=0.25)
+    assert [side == "test" for side in first.splits] == [side == "test" for side in table.folds[0]]
+    assert first.splits.count("val") == 8  # a quarter of the rest, whole patients
+    assert patients_on_two_sides(first) == []
+    assert splits.fold_splits(table, 2, 0, seed=5, val=0.25).splits == first.splits
+    assert splits.fold_splits(table, 2, 1, seed=5).splits == table.folds[1]  # with a side of its own
+    with pytest.raises(ManifestError, match=r"gives 2 folds of its own: use as many\. Received: 5"):
+        splits.fold_splits(table, 5, 0, seed=0)
+    torn = replace(table, folds=(("test",) * 7 + ("train",) * 33,))
+    with pytest.raises(ManifestError, match=r"1 patients stand in more than one split.*: p3"):
+        splits.fold_splits(torn, 1, 0, seed=0)
+
+
+def test_folds_and_columns_are_written(tmp_path):
+    split = splits.fold_splits(given(), 2, 1, seed=0)
+    splits.write(split, tmp_path / "split.csv")
+    back = manifest.load(tmp_path / "split.csv")
+    assert (back.folds, back.columns, back.splits) == (split.folds, split.columns, split.splits)
