@@ -13,7 +13,7 @@ from PIL import Image
 
 from keras_medattn.data import pipeline, readers
 from keras_medattn.data.manifest import Manifest
-from keras_medattn.explain import figures, heatmaps, overlays, places
+from keras_medattn.explain import figures, heatmaps, overlays, places, stacks
 from keras_medattn.explain.truth import load_truth
 from keras_medattn.files import write_json, written_aside
 from keras_medattn.metrics.localisation import boxes_to_mask
@@ -105,7 +105,7 @@ def explain(
         jobs: the models, each with its images.
         out: written: `NAME.overlay.png`, `NAME.heat.npy` as large, the pages of `figures.draw`,
             `explanations.json`, `sheet.png` of the first four with a truth, `mask.png` of a model that has
-            one mask for all images, and `localisation.json` where truth is given.
+            one mask for all images, and `localisation.json` where truth is given. Of volumes see `stacks`.
         wanted: the class to argue for; by default the predicted one of each image.
         truth: masks or boxes, see `load_truth`.
         kinds: see `load_truth`.
@@ -123,9 +123,13 @@ def explain(
         raise ValueError(f"--class must be one of {list(class_names)}. Received: {wanted!r}")
     if side < 32:
         raise ValueError(f"--side must be 32 pixels or more. Received: {side}")
+    index = None if wanted is None else class_names.index(wanted)
+    if jobs[0].part.recipe.data.slices:
+        if truth is not None:
+            raise ValueError("--truth is for images: localisation in volumes is not measured")
+        return stacks.explain(jobs, out, index, most, progress, write, sign)
     paths = [path for job in jobs for path in job.paths]
     truths = [None] * len(paths) if truth is None else load_truth(truth, paths, kinds, side)
-    index = None if wanted is None else class_names.index(wanted)
     most = len(paths) if most is None else most
     found, records = [], []
     for job in jobs:
