@@ -110,7 +110,8 @@ class PatchClassifier(AttentionSampling):
 
     def build(self, input_shape):
         super().build(input_shape)
-        self.attention.trainable = False  # not before: weights begin trainable, whatever their layer is
+        for trainable in (True, False):  # only a change reaches the parts of a reloaded network
+            self.attention.trainable = trainable
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         """The compiled loss of the scores; in training, where they are votes, of each patch."""
