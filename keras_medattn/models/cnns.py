@@ -123,6 +123,28 @@ def densenet161(include_top: bool = True, classes: int = 1000) -> keras.Model:
     return _finish(image, x, "densenet161", "classifier", include_top, classes)
 
 
+def small_cnn() -> keras.Model:
+    """A small CNN of our own to train from nothing, for patches and for baselines: 60,512 parameters.
+
+    3 x 3 convolutions to 16, 32 and 64 channels, each of stride 2, and one more to 64; leaky ReLU.
+
+    Input shape:
+        `(B, H, W, 3)`, RGB from 0 to 255.
+
+    Output shape:
+        `(B, ceil(H / 8), ceil(W / 8), 64)`.
+
+    Example:
+        >>> from keras_medattn.models import cnns
+        >>> cnns.small_cnn().count_params()
+        60512
+    """
+    image, x = _input(1 / 255, 0.0)
+    for filters, stride, name in ((16, 2, "conv1"), (32, 2, "conv2"), (64, 2, "conv3"), (64, 1, "conv4")):
+        x = layers.Conv2D(filters, 3, stride, "same", activation="leaky_relu", name=name)(x)
+    return keras.Model(image, x, name="small_cnn")
+
+
 NETWORKS = {
     "resnet18": resnet18,
     "resnet34": resnet34,
