@@ -232,10 +232,11 @@ class TestIdrid:
 
     def test_another_width_is_refused(self, tree, tmp_path):
         root = tree("idrid_edema")
-        [path] = root.rglob("*/b. Testing Set/IDRiD_004.jpg")
+        [path] = root.rglob("*/a. Training Set/IDRiD_001.jpg")
         picture(path, 0, 0, (2144, 16))
-        with pytest.raises(ManifestError, match=r"IDRiD_004\.jpg: .* 4288 columns wide.*Received: 2144"):
+        with pytest.raises(ManifestError, match=r"IDRiD_001\.jpg: .* 4288 columns wide.*Received: 2144"):
             sets.load("idrid_edema", root, tmp_path / "out")
+        assert not list((tmp_path / "out").rglob("*IDRiD_001*"))
 
     def test_flips_agree_with_the_optic_discs(self):
         """Seen from the front, a right eye's disc lies to the right: known from masks of the real set."""
