@@ -39,10 +39,10 @@ def comparison_picture(
         label: of the axis.
         path: the PNG file to write.
     """
-    figure = _figure(7.5, 1.3 + 0.45 * len(names))
+    figure, colours = _figure(7.5, 1.3 + 0.45 * len(names)), _colours(len(names))
     axes = figure.add_subplot()
     for place, (one, points) in enumerate(zip(figures, models, strict=True)):
-        colour = COLOURS[place % len(COLOURS)]
+        colour = colours[place]
         axes.plot([one.low, one.high], [place, place], color=colour, linewidth=2.5, solid_capstyle="butt")
         axes.plot(one.value, place, "o", color=colour, markersize=8)
         if len(points) > 1:
@@ -70,18 +70,18 @@ def curves_picture(runs: Mapping[str, Curves], path: str | os.PathLike[str]) -> 
 
     keys = list(dict.fromkeys(key for models in runs.values() for model in models for key in model))
     panels = list(dict.fromkeys(_parted(key)[1] for key in keys))
-    columns = min(3, len(panels))
+    columns, colours = min(3, len(panels)), _colours(len(runs))
     figure = _figure(4.6 * columns, 3.5 * -(-len(panels) // columns) + 0.5)
     for number, panel in enumerate(panels):
         axes = figure.add_subplot(-(-len(panels) // columns), columns, number + 1)
-        for place, models in enumerate(runs.values()):
+        for colour, models in zip(colours, runs.values(), strict=False):
             for prefix, _, style in SIDES:
-                _curve(axes, [m[prefix + panel] for m in models if prefix + panel in m], place, style)
+                _curve(axes, [one[prefix + panel] for one in models if prefix + panel in one], colour, style)
         axes.set_title(panel.replace("_", " "), fontsize=12)
         axes.set_xlabel("Epoch", fontsize=11)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(color="0.92")
-    lines = [Line2D([], [], **_style(place), linewidth=2) for place in range(len(runs))]
+    lines = [Line2D([], [], color=colours[place], linewidth=2) for place in range(len(runs))]
     prefixes = {_parted(key)[0] for key in keys}
     used = [side for side in SIDES if side[0] in prefixes]
     lines += [Line2D([], [], color="0.4", linestyle=style, linewidth=1.6) for _, _, style in used]
@@ -109,7 +109,7 @@ def setting_picture(
     values = list(dict.fromkeys(value for points in lines.values() for value, _ in points))
     numeric = all(type(value) in (int, float) for value in values)
     places = {value: float(value) if numeric else float(row) for row, value in enumerate(values)}
-    figure = _figure(6.4, 4.2)
+    figure, colours = _figure(6.4, 4.2), _colours(len(lines))
     axes = figure.add_subplot()
     for number, (text, points) in enumerate(lines.items()):
         points = sorted(points, key=lambda point: places[point[0]])
@@ -117,8 +117,9 @@ def setting_picture(
         middle, low, high = (np.array([one[i] for _, one in points]) for i in range(3))
         if not numeric:
             x += 0.08 * (number - (len(lines) - 1) / 2)
-        style: dict[str, Any] = _style(number) | {"linestyle": "-" if numeric else "none", "label": text}
-        axes.errorbar(x, middle, np.stack([middle - low, high - middle]), marker="o", capsize=3, **style)
+        style: dict[str, Any] = {"color": colours[number], "linestyle": "-" if numeric else "none"}
+        errors = np.stack([middle - low, high - middle])
+        axes.errorbar(x, middle, errors, marker="o", capsize=3, label=text, **style)
     ticks = sorted(places.values())
     if numeric and ticks[0] > 0 and ticks[-1] >= 8 * ticks[0]:
         axes.set_xscale("log")
@@ -136,7 +137,7 @@ def setting_picture(
     save_figure(figure, path)
 
 
-def _curve(axes: Axes, models: Sequence[np.ndarray], place: int, style: str) -> None:
+def _curve(axes: Axes, models: Sequence[np.ndarray], colour: Any, style: str) -> None:
     if not models:
         return
     values = np.full((len(models), max(map(len, models))), np.nan)
@@ -147,14 +148,17 @@ def _curve(axes: Axes, models: Sequence[np.ndarray], place: int, style: str) -> 
         warnings.simplefilter("ignore", RuntimeWarning)  # an epoch that no model has
         mean = np.nanmean(values, axis=0)
         sd = np.nanstd(values, axis=0, ddof=1) if len(models) > 1 else np.zeros_like(mean)
-    colour = _style(place)["color"]
     axes.plot(epochs, mean, color=colour, linestyle=style, linewidth=1.6)
     if len(models) > 1:
         axes.fill_between(epochs, mean - sd, mean + sd, color=colour, alpha=0.15, linewidth=0)
 
 
-def _style(place: int) -> dict[str, Any]:
-    return {"color": COLOURS[place % len(COLOURS)]}
+def _colours(count: int) -> list[Any]:
+    from matplotlib import colormaps
+
+    return (
+        list(COLOURS) if count <= len(COLOURS) else list(colormaps["turbo"](np.linspace(0.05, 0.95, count)))
+    )
 
 
 def _parted(key: str) -> tuple[str, str]:

@@ -279,7 +279,7 @@ def _facts(rows: Manifest) -> dict[str, tuple[str, ...]]:
 
 def _kept(path: Path, parts: Sequence[Part], rows: Manifest, models: Sequence[str]) -> np.ndarray | None:
     """Probabilities of an earlier evaluation, or None unless it is of these models and images."""
-    if not path.is_file() or any(part.best.stat().st_mtime > path.stat().st_mtime for part in parts):
+    if not path.is_file() or any(_newer(part.best, path) for part in parts):
         return None
     with open(path, newline="", encoding="utf-8") as file:
         [header, *lines] = csv.reader(file)
@@ -288,3 +288,7 @@ def _kept(path: Path, parts: Sequence[Part], rows: Manifest, models: Sequence[st
     if header[5:] != list(rows.class_names) or [(line[0], line[2], line[3]) for line in lines] != wanted:
         return None
     return np.array([[float(value) for value in line[5:]] for line in lines])
+
+
+def _newer(model: Path, path: Path) -> bool:
+    return model.is_file() and model.stat().st_mtime > path.stat().st_mtime

@@ -14,13 +14,13 @@ from keras_medattn import metrics, models
 from keras_medattn.files import read_json, write_json, written_aside
 from keras_medattn.metrics import Difference, Interval
 from keras_medattn.train import histories
-from keras_medattn.train.compare import Comparison, Paired, Row, Run
+from keras_medattn.train.compare import Comparison, Paired, Row, Run, Window
 from keras_medattn.train.evaluate import plain
 from keras_medattn.train.experiment import RunError
 
 _EPOCHS = (
-    "Welch's test takes the epochs of one run as independent. They are not, so its p-value is too small: it "
-    "is given because the paper gives it"
+    "Welch's test takes the epochs of one run as independent. They are not, so its p-value is too small;\n"
+    "it is given because the paper gives it"
 )
 
 
@@ -39,16 +39,14 @@ def text(comparison: Comparison) -> str:
     )
     tested = [(_name(row), row.paired) for row in comparison.rows if row.paired]
     if tested:
-        lines += ["", f"models of equal seed and fold, mean difference to {first.name}:"]
-        lines += [f"  {name}: {line}" for name, one in tested for line in _paired(one)]
+        lines += ["", f"difference to {first.name} of models of equal seed and fold:", *_tests(tested)]
     if comparison.epochs is not None:
-        lines += ["", f"test accuracy, mean +- sd over {_epochs(comparison.epochs)}. {_EPOCHS}"]
-        lines += _table(
-            ["run", "accuracy", "Welch's test"], [_window(row) for row in comparison.rows if row.window]
-        )
-        for row in comparison.rows:
-            if row.window and row.window.paired:
-                lines += [f"  {row.name}: {line}" for line in _paired(row.window.paired)]
+        lines += ["", f"test accuracy, mean +- sd over {_epochs(comparison.epochs)}"]
+        windows = [(row.name, row.window) for row in comparison.rows if row.window]
+        lines += _table(["run", "accuracy", "Welch's t-test"], [_window(*one) for one in windows])
+        lines.append(_EPOCHS)
+        tested = [(name, window.paired) for name, window in windows if window.paired]
+        lines += _tests(tested) if tested else []
     return "\n".join([*lines, "", *_learning(comparison.runs)])
 
 
@@ -229,23 +227,25 @@ def _spread(values: np.ndarray) -> str:
     return f"{mean:.3f} +- {sd:.3f}, {len(values)} models" if len(values) > 1 else ""
 
 
-def _window(row: Row) -> list[Any]:
-    assert row.window is not None
-    mean, sd = metrics.mean_sd(row.window.accuracies.ravel())
-    return [row.name, f"{mean:.4f} +- {sd:.4f}", row.window.welch or ""]
+def _window(name: str, window: Window) -> list[Any]:
+    mean, sd = metrics.mean_sd(window.accuracies.ravel())
+    return [name, f"{mean:.4f} +- {sd:.4f}", window.welch or ""]
 
 
 def _epochs(window: range) -> str:
     return f"the {len(window)} epochs {window.start + 1} to {window.stop}, picked by cross validation"
 
 
-def _paired(one: Paired) -> list[str]:
-    lines = [f"{one.plain} (paired t-test)"]
-    if one.corrected:
-        lines.append(f"{one.corrected} (corrected for overlapping training images, Nadeau and Bengio)")
-    if one.sign_flip is not None:
-        lines.append(f"p = {one.sign_flip:.3g} (exact, of the differences' signs)")
-    return lines
+def _tests(tested: Sequence[tuple[str, Paired]]) -> list[str]:
+    """Rows of tests; the corrected one allows for training images that folds share (Nadeau and Bengio)."""
+    header = ["run", "paired t-test", "corrected (Nadeau and Bengio)", "exact p of the signs"]
+    rows = [
+        [name, one.plain, one.corrected or "", "" if one.sign_flip is None else f"{one.sign_flip:.3g}"]
+        for name, one in tested
+    ]
+    if not any(one.corrected for _, one in tested):
+        header, rows = [*header[:2], header[3]], [[*row[:2], row[3]] for row in rows]
+    return _table(header, rows)
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
