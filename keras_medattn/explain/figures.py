@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy.special import softmax
+import tensorflow as tf
 
 from keras_medattn.explain import overlays
 from keras_medattn.explain.pages import Cell, Row, page
@@ -16,7 +16,7 @@ from keras_medattn.metrics.localisation import boxes_to_mask
 if TYPE_CHECKING:
     from keras_medattn.explain.report import Finding
 
-_DRAWS = 32
+_DRAWS = 10
 _SHOWN = 10  # patches of a page, of each kind
 _INSTANCE = 160  # pixels of the side at which instances are shown
 
@@ -118,21 +118,30 @@ def patches(finding: Finding, image: np.ndarray, title: str) -> list[Row]:
     return rows
 
 
-def monte_carlo(model: Any, images: Any) -> dict[str, np.ndarray]:
-    """A draw of patches, and the answers over many draws, of a system that draws them; nothing of others.
+def monte_carlo(model: Any) -> Callable[[Any], dict[str, np.ndarray]]:
+    """What a system that draws patches answers over several draws, and the patches of one of them.
 
     Args:
         model: the system.
-        images: `(1, H, W, 3)`.
 
     Returns:
-        `drawn_boxes (P, 4)` in pixels of the images, and `drawn_probabilities (draws, C)`.
+        From images `(1, H, W, 3)` to `drawn_boxes (P, 4)` in their pixels and `drawn_probabilities (draws,
+        C)`; to nothing where the system draws nothing.
     """
     if not hasattr(model, "sample"):
-        return {}
-    scores = np.asarray(model.sample(images, draws=_DRAWS))[0]
-    boxes = np.asarray(model.explain(images, draw=0)["boxes"])[0]
-    return {"drawn_boxes": boxes, "drawn_probabilities": softmax(scores, axis=-1)}
+        return lambda images: {}
+
+    @tf.function(reduce_retracing=True)
+    def draw(images, number):
+        named = model.explain(images, draw=number)
+        return named["boxes"][0], named["scores"][0]
+
+    def found(images):
+        drawn = [draw(tf.constant(images), tf.constant(number)) for number in range(_DRAWS)]
+        scores = tf.stack([one for _, one in drawn])
+        return {"drawn_boxes": drawn[0][0].numpy(), "drawn_probabilities": tf.nn.softmax(scores).numpy()}
+
+    return found
 
 
 def masks(named: Mapping[str, np.ndarray], images: Sequence[np.ndarray], path: Path) -> None:

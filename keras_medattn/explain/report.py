@@ -134,12 +134,13 @@ def explain(
     found, records = [], []
     for job in jobs:
         model = job.part.model()
+        draws = figures.monte_carlo(model)
         looked = findings(model, job.part.recipe, job.paths, index, side, sign)
         for one in progress(looked, len(job.paths), "explaining"):
             if len(records) < most:
                 out.mkdir(parents=True, exist_ok=True)
                 name = f"{len(records):04d}-{one.path.stem}"
-                records.append(write_one(one, model, job.part.recipe, class_names, out, name))
+                records.append(write_one(one, draws, job.part.recipe, class_names, out, name))
             found.append(replace(one, named={key: one.named[key] for key in _KEPT if key in one.named}))
     write_json(records, out / "explanations.json")
     marked = [place for place, one in enumerate(truths) if one is not None] or list(range(len(found)))
@@ -202,9 +203,17 @@ def findings(
 
 
 def write_one(
-    finding: Finding, model: Any, recipe: Any, class_names: Sequence[str], folder: Path, name: str
+    finding: Finding, draws: Callable, recipe: Any, class_names: Sequence[str], folder: Path, name: str
 ) -> dict:
     """Write one image's overlay, heat array, pages and record.
+
+    Args:
+        finding: of the image.
+        draws: `figures.monte_carlo` of the model.
+        recipe: of its run.
+        class_names: in the order of the scores.
+        folder: where to write.
+        name: begins each file's name.
 
     Returns:
         The record: prediction, files, boxes and weights.
@@ -217,7 +226,7 @@ def write_one(
     with written_aside(files["heat"]) as aside:
         np.save(aside, finding.heat())
     size = recipe.data.image_size
-    draw = figures.monte_carlo(model, pipeline.size_pixels(image, size)[None])
+    draw = draws(pipeline.size_pixels(image, size)[None])
     if draw:
         draw["drawn_boxes"] = draw["drawn_boxes"] * _scale(image.shape, size)
     whole = replace(finding, named=finding.named | draw)
