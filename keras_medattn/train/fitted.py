@@ -110,7 +110,7 @@ class Bare:
 
 
 def _keep(model, stem: keras.Model, stride: int) -> None:
-    fresh = [one.name for one in stem.layers if type(one).__module__.startswith("keras_medattn.layers")]
+    fresh = [one.name for one in stem.layers if backbones.is_own(one)]
     if fresh:
         raise RecipeError(
             f"train.frozen_stride must be less: {', '.join(fresh)} of {type(model).__name__} would be frozen "
