@@ -69,10 +69,11 @@ def backbone(
             case (`names()` lists them), or a preset of keras_hub such as `"resnet_18_imagenet"` (extra
             `[hub]`).
         stride: pixels of the image for one step on the feature map: 2, 4, 8, 16 or 32.
-        weights: `"imagenet"`; `None` for random ones; or a path: `.weights.h5` (saved from the same
-            backbone), `.keras` (the same or a longer one, saved whole), `.h5` (the file that
-            `keras.applications` would fetch, without the top), `.pth` (a PyTorch state dict, of
-            `efficientnet_lite0` and the networks of `models.cnns`), or a preset's directory (keras_hub).
+        weights: `"imagenet"` (`small_cnn` has none and begins untrained); `None` for random ones; or a path:
+            `.weights.h5` (saved from the same backbone), `.keras` (the same or a longer one, saved whole),
+            `.h5` (the file that `keras.applications` would fetch, without the top), `.pth` (a PyTorch state
+            dict, of `efficientnet_lite0` and the networks of `models.cnns`), or a preset's directory
+            (keras_hub).
         freeze_batch_norm: see `freeze_batch_normalization`. Setting `trainable` on the whole model undoes it.
         layer: name of the layer to cut at, in place of the stride's.
 
@@ -99,7 +100,8 @@ def backbone(
     if name == _LITE0:
         base = _lite0(weights, path)
     elif name == _SMALL:
-        base = _small(weights, path)
+        _check_suffix(path, (".keras", ".weights.h5"))
+        base = cnns.small_cnn()
     elif name in cnns.NETWORKS:
         base = _torchvision(name, weights, path)
     elif name in _applications():
@@ -206,16 +208,6 @@ def _lite0(weights, path: Path | None) -> keras.Model:
     return model
 
 
-def _small(weights, path: Path | None) -> keras.Model:
-    if weights == "imagenet":
-        raise FileNotFoundError(
-            f"{_SMALL} is trained from nothing: pass weights=None. Received: weights='imagenet'"
-        )
-    if path:
-        _check_suffix(path, (".keras", ".weights.h5"))
-    return cnns.small_cnn()
-
-
 def _torchvision(name: str, weights, path: Path | None) -> keras.Model:
     if weights == "imagenet":
         raise FileNotFoundError(
@@ -312,8 +304,8 @@ def _hub(name: str, weights, path: Path | None) -> keras.Model:
     return model
 
 
-def _check_suffix(path: Path, suffixes: tuple[str, ...]) -> None:
-    if not path.name.endswith(suffixes):
+def _check_suffix(path: Path | None, suffixes: tuple[str, ...]) -> None:
+    if path and not path.name.endswith(suffixes):
         raise ValueError(f"Weights of this backbone come in {', '.join(suffixes)} files. Received: {path}")
 
 

@@ -153,8 +153,9 @@ def test_errors_name_file_and_remedy(tmp_path):
     assert set(cnns.NETWORKS) <= set(backbones.names())
     with pytest.raises(FileNotFoundError, match=r"weights=PATH of resnet18-f37072fd\.pth.*Received: "):
         backbones.backbone("resnet18")
-    with pytest.raises(FileNotFoundError, match=r"small_cnn is trained from nothing: pass weights=None.*Rec"):
-        backbones.backbone("small_cnn", 8)
+    with pytest.raises(ValueError, match=r"come in \.keras, \.weights\.h5 files.*other\.pth"):
+        (tmp_path / "other.pth").touch()
+        backbones.backbone("small_cnn", 8, tmp_path / "other.pth")
     value = np.zeros(3, "float32")
     storage = Storage("FloatStorage", "0", value)
     (tmp_path / "other.pth").write_bytes(zipped({"a": tensor(storage, 0, (3,), (1,))}, [storage]))
