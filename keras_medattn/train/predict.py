@@ -53,6 +53,8 @@ def predictions(part: Part, manifest: Manifest, draws: int, progress: inputs.Pro
     import tensorflow as tf
 
     data, model, name = part.recipe.data, part.model(), part.folder.name
+    if draws and not hasattr(model, "sample"):
+        raise RunError(f"{part.folder}: a {type(model).__name__} draws nothing, so leave --draws out")
     fetch = inputs.streamed(data, manifest)
     pixels = data.image_size[0] * data.image_size[1] * (data.central or 16 if data.slices else 1)
     size = max(1, min(_BATCH, _BATCH_PIXELS // pixels))
@@ -62,8 +64,6 @@ def predictions(part: Part, manifest: Manifest, draws: int, progress: inputs.Pro
     cost = _cost(forward, fetch, len(manifest), size)
     if not draws:
         return Prediction(probabilities, None, *cost)
-    if not hasattr(model, "sample"):
-        raise RunError(f"{part.folder}: a {type(model).__name__} draws nothing, so leave --draws out")
     sample = tf.function(lambda batch, seed: model.sample(batch, draws=draws, seed=seed))
     drawn = over(lambda batch, number: sample(batch, tf.constant(number)), text=f"{draws} draws, {name}")
     return Prediction(probabilities, softmax(drawn, axis=-1).mean(axis=1), *cost)  # drawn (N, draws, C)
