@@ -153,8 +153,8 @@ def test_errors_name_file_and_remedy(tmp_path):
     assert set(cnns.NETWORKS) <= set(backbones.names())
     with pytest.raises(FileNotFoundError, match=r"weights=PATH of resnet18-f37072fd\.pth.*Received: "):
         backbones.backbone("resnet18")
+    (tmp_path / "other.pth").touch()
     with pytest.raises(ValueError, match=r"come in \.keras, \.weights\.h5 files.*other\.pth"):
-        (tmp_path / "other.pth").touch()
         backbones.backbone("small_cnn", 8, tmp_path / "other.pth")
     value = np.zeros(3, "float32")
     storage = Storage("FloatStorage", "0", value)
