@@ -12,6 +12,7 @@ import tensorflow as tf
 from keras_medattn.data.manifest import Manifest
 from keras_medattn.export import verify
 from keras_medattn.export.signatures import Exported
+from keras_medattn.export.volumes import ExportedVolumes
 from keras_medattn.files import write_json
 
 TOLERANCE = 1e-4
@@ -55,13 +56,15 @@ def export(
     version = to / str(max(versions, default=0) + 1)
     aside = to / f".writing-{version.name}-{os.getpid()}"
     window = recipe.data.window or None
+    model = model.snapshot() if hasattr(model, "snapshot") else model  # without what only training needs
     try:
-        exported = Exported(model, class_names, recipe.data.image_size, window, recipe.data.max_pixels)
+        kind = ExportedVolumes if recipe.data.slices else Exported
+        exported = kind(model, class_names, recipe.data.image_size, window, recipe.data.max_pixels)
         tf.saved_model.save(exported, str(aside), signatures=exported.signatures())
         extra = aside / "assets.extra"
         extra.mkdir()
         write_json(_about(model, recipe, class_names), extra / "medattn.json")
-        _write_warmup(extra / "tf_serving_warmup_requests", recipe.data.image_size)
+        _write_warmup(extra / "tf_serving_warmup_requests", recipe.data.image_size, bool(recipe.data.slices))
         differences = verify.differences(aside, model, recipe, samples)
         worst = max(differences.values())
         if not worst <= TOLERANCE:
@@ -83,20 +86,25 @@ def _about(model, recipe, class_names: Sequence[str]) -> dict:
         "resize": "bilinear, antialiased, aspect ratio not kept, rounded to uint8",
         "window": list(recipe.data.window) or None,
         "max_pixels": recipe.data.max_pixels,
+        "central": recipe.data.central if recipe.data.slices else None,
         "temperature": 1.0,
     }
 
 
-def _write_warmup(path: Path, image_size: tuple[int, int]) -> None:
+def _write_warmup(path: Path, image_size: tuple[int, int], volumes: bool) -> None:
     """Requests that a server replays at loading; a grey picture, so that no patient's image is in them."""
     from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
-    jpeg = tf.io.encode_jpeg(tf.fill((*image_size, 3), tf.constant(128, tf.uint8))).numpy()
+    grey = tf.fill((*image_size, 3), tf.constant(128, tf.uint8))
+    inputs = {"image_bytes": tf.make_tensor_proto([tf.io.encode_jpeg(grey).numpy()], tf.string)}
+    if volumes:
+        inputs = {"image": tf.make_tensor_proto(grey[None, None]), "mask": tf.make_tensor_proto([[True]])}
     with tf.io.TFRecordWriter(str(path)) as writer:
-        for signature in ("serving_default", "explain"):
+        for signature in ("tensor" if volumes else "serving_default", "explain"):
             request = predict_pb2.PredictRequest()
             request.model_spec.signature_name = signature
-            request.inputs["image_bytes"].CopyFrom(tf.make_tensor_proto([jpeg], tf.string))
+            for name, value in inputs.items():
+                request.inputs[name].CopyFrom(value)
             log = prediction_log_pb2.PredictionLog()
             log.predict_log.request.CopyFrom(request)
             writer.write(log.SerializeToString())

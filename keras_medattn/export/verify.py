@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from keras_medattn.data import pipeline, readers
+from keras_medattn.data import pipeline, readers, volumes
 from keras_medattn.data.headers import read_header
 from keras_medattn.data.manifest import Manifest
 
@@ -27,17 +28,32 @@ def differences(folder: Path, model, recipe, samples: Manifest) -> dict[str, flo
         The largest absolute difference by signature.
     """
     served = tf.saved_model.load(str(folder))  # kept in a variable, or its graph is collected
-    data = recipe.data
-    window = data.window or None
-    found: dict[str, float] = {"serving_default": 0.0, "tensor": 0.0, "explain": 0.0}
+    found = dict.fromkeys(served.signatures, 0.0)
     for path in samples.paths:
-        sized = pipeline.read_sized(path, data.image_size, window, data.max_pixels)
-        expected = tf.nn.softmax(model(sized[None], training=False)).numpy()
-        pixels = readers.read(path, window, data.max_pixels)
-        inputs = {"tensor": tf.constant(pixels[None])}
-        if read_header(path).kind != "tiff":
-            inputs["serving_default"] = inputs["explain"] = tf.constant([path.read_bytes()])
-        for name, value in inputs.items():
-            answer = served.signatures[name](value)["probabilities"].numpy()
+        sized, sent = _volume(path, recipe.data) if recipe.data.slices else _image(path, recipe.data)
+        expected = tf.nn.softmax(model(sized, training=False)).numpy()
+        for name, inputs in sent.items():
+            answer = served.signatures[name](**inputs)["probabilities"].numpy()
             found[name] = max(found[name], float(np.abs(answer - expected).max()))
     return found
+
+
+def _image(path: Path, data) -> tuple[Any, dict[str, dict[str, tf.Tensor]]]:
+    """What the Keras model takes, and what each signature takes."""
+    window = data.window or None
+    sized = pipeline.read_sized(path, data.image_size, window, data.max_pixels)
+    sent = {"tensor": {"image": tf.constant(readers.read(path, window, data.max_pixels)[None])}}
+    if read_header(path).kind != "tiff":
+        sent["serving_default"] = sent["explain"] = {"image_bytes": tf.constant([path.read_bytes()])}
+    return sized[None], sent
+
+
+def _volume(path: Path, data) -> tuple[Any, dict[str, dict[str, tf.Tensor]]]:
+    """As `_image`, with an empty slice behind the others."""
+    window = data.window or None
+    stack = pipeline.read_sized_volume(path, data.image_size, window, data.max_pixels, data.central)
+    whole = volumes.read(path, window, data.max_pixels, data.central)
+    pixels = np.concatenate([whole, np.zeros_like(whole[:1])])[None]
+    mask = np.arange(len(whole) + 1)[None] < len(whole)
+    inputs = {"image": tf.constant(pixels), "mask": tf.constant(mask)}
+    return pipeline.padded([stack]), {"tensor": inputs, "explain": inputs}
