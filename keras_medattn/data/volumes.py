@@ -54,7 +54,8 @@ def read(
     - A TIFF: its pages.
     - NRRD, NIfTI, MetaImage, DICOM of several frames: along the slowest stored axis (extra `[volumes]`).
 
-    Rows and columns lie as they are stored: no volume is turned by its direction matrix.
+    Rows and columns lie as they are stored: no volume is turned by its direction matrix. DICOM's MONOCHROME1,
+    in which 0 is white, is read inverted, as ITK does.
 
     Args:
         path: the file or folder.
@@ -82,7 +83,7 @@ def read(
         raise ImageError(f"{path}: damaged or unsupported volume: {_line(error)}") from error
     if values.shape[:3] != (header.pages, header.height, header.width):
         raise ImageError(f"{path}: damaged volume: its header tells another size than its pixels have")
-    return _rgb(values[first : first + count], window, header, path)
+    return _rgb(values[first : first + count], window, path)
 
 
 def _header(path: Path) -> Header:
@@ -190,7 +191,7 @@ def _series(folder: Path) -> list[Path]:
 
 
 def _itk_header(path: Path, files: list[Path]) -> Header:
-    """The header of a file, or of a series by its first; `mode` is MONOCHROME1 where 0 is white."""
+    """The header of a file, or of a series by its first."""
     if not files[0].is_file() or not files[0].stat().st_size:
         raise ImageError(f"{path}: the file is missing or empty. Copy it again from its source")
     itk = _itk()
@@ -207,17 +208,9 @@ def _itk_header(path: Path, files: list[Path]) -> Header:
             f"{path}: a volume has three axes, and is grey or RGB. Received: size={size}, {samples} channels"
         )
     pages = len(files) if len(files) > 1 else (*size, 1)[2]
-    key = "0028|0004"  # DICOM's photometric interpretation
-    mode = reader.GetMetaData(key).strip() if reader.HasMetaDataKey(key) else ("grey", "RGB")[samples == 3]
-    kind = (
-        "dicom series"
-        if path.is_dir()
-        else next(s for s in ITK_SUFFIXES if path.name.lower().endswith(s))[1:]
-    )
-    bits = (
-        8
-        * np.dtype(itk.GetArrayViewFromImage(itk.Image([1, 1], reader.GetPixelID(), samples)).dtype).itemsize
-    )
+    mode = "RGB" if samples == 3 else "grey"
+    kind = next((end[1:] for end in ITK_SUFFIXES if path.name.lower().endswith(end)), "dicom series")
+    bits = 8 * itk.GetArrayViewFromImage(itk.Image([1, 1], reader.GetPixelID(), samples)).itemsize
     return Header(kind, size[0], size[1], bits, mode, pages=pages)
 
 
@@ -247,12 +240,10 @@ def _check_nifti(path: Path) -> None:
         raise ImageError(f"{path}: damaged NIfTI: it holds {length:,} of {wanted:,} bytes. Copy it again")
 
 
-def _rgb(values: np.ndarray, window: Window | None, header: Header, path: Path) -> np.ndarray:
+def _rgb(values: np.ndarray, window: Window | None, path: Path) -> np.ndarray:
     """Intensities to pixels `(S, H, W, 3)` uint8."""
     if values.dtype != np.uint8:
         values = _windowed(values, window, path)
-    if header.mode == "MONOCHROME1":
-        values = 255 - values
     values = values[..., None] if values.ndim == 3 else values[..., :3]
     return np.broadcast_to(values, (*values.shape[:3], 3))
 

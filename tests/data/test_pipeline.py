@@ -155,3 +155,80 @@ def test_an_unreadable_file_is_named_while_streaming(files, tmp_path):
 def test_a_sized_picture_is_not_resized(picture):
     pixels = np.asarray(picture)
     np.testing.assert_array_equal(pipeline.size_pixels(pixels, (47, 61)), pixels)
+
+
+def volumes_of(depths, seed=0):
+    """Volumes in which a slice's pixels name the volume and the slice."""
+    return [
+        np.stack([np.full((4, 6, 3), 20 * number + place, np.uint8) for place in range(depth)])
+        for number, depth in enumerate(depths)
+    ]
+
+
+def test_volumes_of_different_depth_share_a_batch():
+    stacks = volumes_of([3, 1, 5])
+    fetch = pipeline.held(stacks)
+    [whole] = pipeline.batches(fetch, 3, 8)
+    assert whole["image"].shape == (3, 5, 4, 6, 3)
+    for stack, image, mask in zip(stacks, whole["image"].numpy(), whole["mask"].numpy(), strict=True):
+        assert mask.tolist() == [True] * len(stack) + [False] * (5 - len(stack))
+        np.testing.assert_array_equal(image[mask], stack)
+        assert not image[~mask].any()
+
+
+def test_slices_drawn_are_a_function_of_seed_epoch_and_row():
+    fetch = pipeline.held(volumes_of([9, 2, 9, 9]))
+    labels = np.arange(4)
+
+    def drawn(seed, batch_size, epochs):
+        data = pipeline.training_batches(
+            pipeline.drawn_slices(fetch, (3, 5), seed), labels, batch_size, seed, epochs
+        )
+        steps = pipeline.steps_an_epoch(4, batch_size)
+        found = {}
+        for step, (inputs, targets) in enumerate(data):
+            for image, mask, row in zip(
+                inputs["image"].numpy(), inputs["mask"].numpy(), targets, strict=True
+            ):
+                found[epochs.start + step // steps, int(row)] = (
+                    image[mask][:, 0, 0, 0] - 20 * int(row)
+                ).tolist()
+        return found
+
+    chosen = drawn(7, 2, range(6))
+    assert {len(chosen[epoch, 0]) for epoch in range(6)} == {3, 4, 5}
+    for (_, row), places in chosen.items():
+        assert places == sorted(set(places))  # in their order, none twice
+        assert len(places) == 2 if row == 1 else 3 <= len(places) <= 5
+    assert {place for row in (0, 2, 3) for epoch in range(6) for place in chosen[epoch, row]} == set(range(9))
+    assert drawn(7, 3, range(4, 6)) == {key: value for key, value in chosen.items() if key[0] >= 4}
+    assert drawn(8, 2, range(6)) != chosen
+
+
+def test_all_slices_of_a_volume_are_augmented_alike():
+    rng = np.random.default_rng(1)
+    single = rng.integers(0, 256, (3, 8, 8, 3), np.uint8)
+    stacks = [np.stack([one] * depth) for one, depth in zip(single, (2, 4, 3), strict=True)]
+    change = augment.augmenter(CHANGES)
+    data = pipeline.training_batches(pipeline.held(stacks), np.arange(3), 3, 5, range(1), change)
+    flat = pipeline.training_batches(pipeline.held(single), np.arange(3), 3, 5, range(1), change)
+    [(inputs, rows)], [(images, same)] = data, flat
+    np.testing.assert_array_equal(rows, same)
+    for volume, mask, image in zip(inputs["image"], inputs["mask"], images, strict=True):
+        for pixels in volume[mask]:
+            np.testing.assert_array_equal(pixels, image)
+
+
+def test_central_slices_are_read_at_the_models_size(tmp_path):
+    rng = np.random.default_rng(0)
+    stack = rng.integers(0, 256, (7, 20, 10, 3), np.uint8)
+    (tmp_path / "a").mkdir()
+    for place, pixels in enumerate(stack):
+        Image.fromarray(pixels).save(tmp_path / "a" / f"{place}.png")
+    table = Manifest(tmp_path, ("a",), np.array([0]), ("x", "y"))
+    [read] = pipeline.read_all(table, (8, 12), central=3)
+    expected = np.stack([pipeline.size_pixels(pixels, (8, 12)) for pixels in stack[2:5]])
+    np.testing.assert_array_equal(read, expected)
+    fetched = pipeline.streamed(table, (8, 12), central=3)(np.array([0]), 0)
+    np.testing.assert_array_equal(fetched["image"][0], expected)
+    assert len(pipeline.read_all(table, (8, 12), central=0)[0]) == 7
