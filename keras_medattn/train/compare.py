@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,7 +62,7 @@ class Window:
 
 @dataclass(frozen=True)
 class Row:
-    """A run's figure, on all test images or on those of one `value` of a column.
+    """A run's figure, on all test images or on those of one `value` of a column; of `models` the mean.
 
     `difference` is to the first run, with its paired bootstrap interval.
     """
@@ -170,21 +170,27 @@ def compare(
     return Comparison(figure, runs, rows, window)
 
 
-def difference(first: Evaluation, other: Evaluation, figure: str, threshold: float = 0.5) -> Interval:
-    """`other - first`, with the percentile bootstrap interval over the patients (or images) that both answer.
+def interval(evaluation: Evaluation, figure: str, threshold: float = 0.5) -> Interval:
+    """The mean of a figure over a run's models, with its percentile bootstrap interval over patients.
 
-    Each resample draws the same patients for both, so that what makes a patient hard cancels out.
+    Pooled predictions would not do: an AUROC over them compares the scores of one model with another's.
     """
-    units = _units(first.manifest)
-    numbers = {unit: number for number, unit in enumerate(dict.fromkeys(units))}
-    sides = []
-    for one in (first, other):
-        figures_of = statistic(one.manifest, one.probabilities, one.parts, threshold)
-        sides.append((figures_of, np.array([numbers[unit] for unit in _units(one.manifest)])))
+    numbers = _numbers(evaluation)
+    mean = _mean_of_models(evaluation, figure, threshold, numbers)
+    return metrics.resample(lambda weights: {figure: mean(weights)}, len(numbers)).figures[figure]
+
+
+def difference(first: Evaluation, other: Evaluation, figure: str, threshold: float = 0.5) -> Interval:
+    """`other - first` of the means over models, with the percentile bootstrap interval over patients.
+
+    Each resample draws the same patients (images, where none are known) for both, so that what makes a
+    patient hard cancels out.
+    """
+    numbers = _numbers(first)
+    means = [_mean_of_models(one, figure, threshold, numbers) for one in (first, other)]
 
     def differences(weights: np.ndarray) -> dict[str, np.ndarray]:
-        values = [figures_of(weights[:, unit])[figure] for figures_of, unit in sides]
-        return {figure: values[1] - values[0]}
+        return {figure: means[1](weights) - means[0](weights)}
 
     return metrics.resample(differences, len(numbers)).figures[figure]
 
@@ -218,7 +224,7 @@ def _row(run: Run, first: Run, value: str, figure: str, threshold: float, epochs
         if run is not first:
             welch = metrics.welch(windows[0].ravel(), windows[1].ravel())
             window = Window(windows[1], welch, paired(first, run, [one.mean(axis=1) for one in windows]))
-    own = run.evaluation.figures.figures[figure]
+    own = interval(run.evaluation, figure, threshold)
     if run is first:
         return Row(run.name, value, own, models[1], None, None, window)
     apart = difference(first.evaluation, run.evaluation, figure, threshold)
@@ -248,6 +254,28 @@ def _window(folder: Path, epochs: int, runs: Sequence[Run]) -> range:
             f"epochs, for one {min(leaked)}. Cross-validate on the training images alone"
         )
     return histories.picked_window(parts, epochs)
+
+
+def _mean_of_models(
+    one: Evaluation, figure: str, threshold: float, numbers: dict[str, int]
+) -> Callable[[np.ndarray], np.ndarray]:
+    """`weights (R, units) -> (R,)`."""
+    names, units = np.asarray(one.parts), np.array([numbers[unit] for unit in _units(one.manifest)])
+    models = []
+    for name in dict.fromkeys(one.parts):
+        rows = np.flatnonzero(names == name)
+        table = one.manifest.take(rows)
+        models.append((statistic(table, one.probabilities[rows], [name] * len(rows), threshold), units[rows]))
+
+    def mean(weights: np.ndarray) -> np.ndarray:
+        undefined = np.full(len(weights), np.nan)
+        return np.mean([of(weights[:, unit]).get(figure, undefined) for of, unit in models], axis=0)
+
+    return mean
+
+
+def _numbers(one: Evaluation) -> dict[str, int]:
+    return {unit: number for number, unit in enumerate(dict.fromkeys(_units(one.manifest)))}
 
 
 def _units(rows: Manifest) -> Sequence[str]:

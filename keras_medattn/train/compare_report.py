@@ -27,9 +27,9 @@ _EPOCHS = (
 def text(comparison: Comparison) -> str:
     """The table, a line a run, then the tests over models, the windows of epochs, and the histories."""
     first = comparison.runs[0]
-    lines = [f"{comparison.figure}: {first.evaluation.figures}", ""]
+    lines = [f"{comparison.figure}, of several models the mean: {first.evaluation.figures}", ""]
     several = any(len(row.models) > 1 for row in comparison.rows)
-    header = ["run", comparison.figure, f"difference to {first.name}", *(["of single models"] * several)]
+    header = ["run", comparison.figure, f"difference to {first.name}", *(["sd of its models"] * several)]
     lines += _table(
         header,
         [
@@ -223,8 +223,7 @@ def _signed(one: Interval | None) -> str:
 
 
 def _spread(values: np.ndarray) -> str:
-    mean, sd = metrics.mean_sd(values)
-    return f"{mean:.3f} +- {sd:.3f}, {len(values)} models" if len(values) > 1 else ""
+    return f"+- {metrics.mean_sd(values)[1]:.3f}, {len(values)} models" if len(values) > 1 else ""
 
 
 def _window(name: str, window: Window) -> list[Any]:

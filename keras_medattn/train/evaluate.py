@@ -147,6 +147,11 @@ def to_dict(evaluation: Evaluation) -> dict:
 def table(evaluation: Evaluation) -> str:
     """The figures as text, a line each: value, interval, and mean and sd over several models."""
     lines = _lines(evaluation, evaluation.figures.figures)
+    if evaluation.spread:
+        lines.append(
+            "left: the predictions of all models pooled, so that auroc and auprc compare scores of different "
+            "models;\nright: mean and sd of the models' own figures"
+        )
     if evaluation.patients is not None:
         lines.append(
             "patients: {patients}, {left_out} with several labels left out; ties of votes: {tie}".format(

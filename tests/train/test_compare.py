@@ -121,6 +121,9 @@ def test_folds_are_paired_and_corrected(tmp_path):
     row = compare.compare(of(*runs)).rows[1]
     first, second = map(aurocs, runs)
     np.testing.assert_allclose(row.models, second)
+    assert row.figure.value == pytest.approx(second.mean())  # not of pooled scores
+    assert row.difference.value == pytest.approx((second - first).mean())
+    assert row.figure.low < row.figure.value < row.figure.high
     expected = stats.ttest_rel(second, first)
     assert row.paired.plain.p == pytest.approx(expected.pvalue)
     t = expected.statistic * np.sqrt((1 / 5) / (1 / 5 + 1 / 4))  # 8 test images, 32 others
