@@ -19,14 +19,21 @@ def test_settings_are_typed_and_overridden(tmp_path):
         '[[augment]]\nlayer = "RandomFlip"\nmode = "horizontal"\n',
     )
     settings = recipe.load(
-        path, ["train.epochs=7", "train.monitor=val_loss", "model.k=4", "data.classes=['a','b']"]
+        path,
+        [
+            "train.epochs=7",
+            "train.monitor=val_loss",
+            "model.k=4",
+            "model.weights=null",
+            "data.classes=['a','b']",
+        ],
     )
     assert settings.data.image_size == (64, 48)
     assert settings.data.classes == ("a", "b")
     assert settings.train.learning_rate == 1.0
     assert isinstance(settings.train.learning_rate, float)
     assert (settings.train.epochs, settings.train.monitor) == (7, "val_loss")
-    assert settings.model == {"system": "MIMS", "k": 4, "kernels": [[2, 8]]}
+    assert settings.model == {"system": "MIMS", "k": 4, "kernels": [[2, 8]], "weights": None}
     assert settings.augment == ({"layer": "RandomFlip", "mode": "horizontal"},)
     assert recipe.from_dict(settings.to_dict()) == recipe.from_dict(
         recipe.from_dict(settings.to_dict()).to_dict()
@@ -50,6 +57,20 @@ def test_settings_are_typed_and_overridden(tmp_path):
             "[train]\ncached_views = 2\nfrozen_stride = 8\n",
             r"train\.cached_views must be 1 where .* no \[\[augment",
         ),
+        (
+            "[train]\ncached_views = 1\nfrozen_stride = 8\n[data]\nslices = [1, 2]\n",
+            r"train\.cached_views must be 0 where data\.slices is set",
+        ),
+        ("[data]\nslices = [3, 2]\n", r"data\.slices must be \[fewest, most\].* Received: \(3, 2\)"),
+        ("[data]\ncentral = 5\n", r"data\.central must be 0 where data\.slices is empty"),
+        ('[data]\nset = "idrid"\n', r"data\.set must be one of breakhis, .* Received: 'idrid'"),
+        ('[data]\nset = "bach"\nclasses = ["a"]\n', r"data\.classes must be empty where data\.set"),
+        ('[train]\noptimizer = "rmsprop"\n', r"train\.optimizer must be adamw, adam or sgd\. Received"),
+        ('[train]\nschedule = "linear"\n', r"train\.schedule must be cosine, constant or step"),
+        ("[train]\nstep_epochs = 0\n", r"train\.step_epochs must be 1 or more\. Received: 0"),
+        ("[train]\nstep_factor = 2\n", r"train\.step_factor must be in \(0, 1\]\. Received: 2\.0"),
+        ("[train]\nmomentum = 1\n", r"train\.momentum must be in \[0, 1\)\. Received: 1\.0"),
+        ("[train]\nl2 = -1\n", r"train\.l2 must be 0 or more\. Received: -1\.0"),
         ('[train]\nmonitor = "accuracy"\n', r"train\.monitor must be val_auroc, val_loss or epoch"),
         ('[[augment]]\nlayer = "Dense"\n', r"layer must name an image augmentation .* Received: 'Dense'"),
         ('[[augment]]\nlayer = "RandomFlip"\nmod = 1\n', r"RandomFlip refuses \{'mod': 1\}"),

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import pytest
 from conftest import TINY
+from sklearn.metrics import accuracy_score, roc_auc_score
 
 from keras_medattn.data import manifest as manifests
 from keras_medattn.data.manifest import ManifestError
@@ -125,9 +126,13 @@ def test_killed_run_goes_on_to_the_same_weights(tmp_path, tiny_set):
 
 
 def test_stopped_run_of_a_system_with_a_loss_of_its_own_draws_on(tmp_path, tiny_set):
-    """Resumed after its first epoch it makes the draws, and the weights, of a run that was not stopped."""
+    """Resumed after its first epoch it makes the draws, and the weights, of a run that was not stopped.
+
+    With another optimiser than the other resumed run, and with the test side watched.
+    """
     model = {"system": "AttentionSampling", "patches": 3, "patch_size": 12, "stride": 4, "repeats": 2}
-    values = TINY | {"model": model, "train": {"epochs": 2, "batch_size": 8}}
+    train = {"optimizer": "sgd", "schedule": "step", "step_epochs": 1, "l2": 1e-4, "watch_test": True}
+    values = TINY | {"model": model, "train": train | {"epochs": 2, "batch_size": 8, "monitor": "epoch"}}
     tiny = recipe.from_dict(values)
     [whole] = experiment.train(tiny, tiny_set, tmp_path / "whole", write=quiet)
 
@@ -142,6 +147,11 @@ def test_stopped_run_of_a_system_with_a_loss_of_its_own_draws_on(tmp_path, tiny_
     for name in states[0].files:
         np.testing.assert_array_equal(states[0][name], states[1][name], err_msg=name)
     assert not keras.saving.load_model(whole.best).compiled  # saved bare
+    [*_, last] = np.genfromtxt(whole.folder / "history.csv", delimiter=",", names=True)
+    test = whole.manifest.split("test")
+    answers = evaluate.predict(whole, test)
+    assert last["test_accuracy"] == accuracy_score(test.labels, answers.argmax(axis=1))
+    assert last["test_auroc"] == roc_auc_score(test.labels, answers[:, 1])
     frozen = recipe.from_dict(values | {"train": {"frozen_stride": 8}})
     with pytest.raises(
         RecipeError, match=r"train\.frozen_stride must be 0: AttentionSampling has no backbone"
@@ -167,6 +177,8 @@ def test_run_folder_tells_what_made_it(tiny_run):
     assert recipe.from_dict(about["recipe"]).train == tiny_run.recipe.train
     assert about["seeds"] == [0]
     assert about["versions"]["keras"] == keras.__version__
+    assert about["seconds"] > 0
+    assert 0.1 < about["peak_memory_gb"] < 64  # TensorFlow alone takes more than .1
     table = manifests.load(tiny_run.folder / "split.csv")
     assert [table.splits.count(side) for side in ("train", "val", "test")] == [16, 6, 8]
 
@@ -184,6 +196,13 @@ def test_all_unreadable_files_are_named_before_anything_is_made(tmp_path, tiny_s
         experiment.train(settings(), table, tmp_path / "run", write=quiet)
     for name in ("empty.png", "text.png", "gone.png"):
         assert name in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_public_set_that_is_not_there_leaves_nothing_behind(tmp_path):
+    public = recipe.from_dict(TINY | {"data": {"set": "bach", "image_size": [64, 80]}})
+    with pytest.raises(ManifestError, match="ICIAR2018_BACH_Challenge"):
+        experiment.train(public, tmp_path, tmp_path / "run", write=quiet)
     assert not (tmp_path / "run").exists()
 
 
