@@ -10,6 +10,7 @@ from keras_medattn.metrics.localisation import (
     energy_inside,
     localise,
     pointing_game,
+    pooled_coverage_curve,
     random_map,
 )
 from keras_medattn.metrics.patients import Patients, by_patient, patient_scores
@@ -40,6 +41,7 @@ __all__ = [
     "patient_scores",
     "plateau",
     "pointing_game",
+    "pooled_coverage_curve",
     "pr_picture",
     "random_map",
     "resample",

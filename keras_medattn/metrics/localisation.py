@@ -131,6 +131,29 @@ def coverage_curve(
     return {"threshold": list(thresholds)} | {key: [row[key] for row in rows] for key in rows[0]}
 
 
+def pooled_coverage_curve(
+    heats: Iterable[ArrayLike],
+    truths: Iterable[ArrayLike],
+    thresholds: Sequence[float] = tuple(np.arange(1, 10) / 10),
+) -> dict[str, list[float]]:
+    """`coverage_curve` over a set of images: shares of all of their boxes, and the mean `area` of an image.
+
+    >>> heat = np.array([[1.0, 0.5], [0.2, 0.0]])
+    >>> truths = [[[0, 0, 1, 1]], [[1, 0, 2, 1], [0, 1, 1, 2]]]
+    >>> curve = pooled_coverage_curve([heat, heat], truths, (0.3, 0.7))
+    >>> np.round(curve["covered"], 3).tolist(), curve["boxes"]
+    ([0.667, 0.333], [3.0, 3.0])
+    """
+    curves = [coverage_curve(heat, truth, thresholds) for heat, truth in zip(heats, truths, strict=True)]
+    if not curves:
+        raise ValueError("A curve needs one heat or more. Received: 0")
+    values = {key: np.array([curve[key] for curve in curves]) for key in curves[0]}  # (images, thresholds)
+    boxes = values["boxes"]
+    pooled = {key: (value * boxes).sum(axis=0) / boxes.sum(axis=0) for key, value in values.items()}
+    pooled |= {"boxes": boxes.sum(axis=0), "area": values["area"].mean(axis=0)}
+    return {key: value.tolist() for key, value in pooled.items()} | {"threshold": list(thresholds)}
+
+
 def random_map(shape: tuple[int, int], seed: int) -> np.ndarray:
     """A heat of independent uniform values: the map that knows nothing.
 

@@ -8,6 +8,7 @@ from keras_medattn.metrics import (
     energy_inside,
     localise,
     pointing_game,
+    pooled_coverage_curve,
     random_map,
 )
 
@@ -109,6 +110,24 @@ def test_a_heat_is_cut_at_its_mean_or_at_a_share_of_its_maximum():
     assert curve["threshold"] == [0.2, 0.7]
     assert curve["area"] == [(heat > 0.2 * heat.max()).mean(), (heat > 0.7 * heat.max()).mean()]
     assert len(coverage_curve(heat, BOXES)["covered"]) == 9
+
+
+def test_a_pooled_curve_counts_boxes_and_averages_areas():
+    rng = np.random.default_rng(3)
+    heats, truths = [rng.random(SHAPE) ** 2 for _ in range(3)], [BOXES, BOXES[:1], truth_mask()]
+    curve = pooled_coverage_curve(heats, truths, (0.1, 0.4))
+    for place, threshold in enumerate((0.1, 0.4)):
+        found = [heat > threshold * heat.max() for heat in heats]
+        boxes = [
+            (found[n], box) for n, truth in enumerate((BOXES, BOXES[:1], BOXES)) for box in truth.astype(int)
+        ]
+        hits = [region[y0:y1, x0:x1].mean() >= 0.5 for region, (x0, y0, x1, y1) in boxes]
+        assert curve["covered"][place] == pytest.approx(np.mean(hits))
+        assert curve["area"][place] == pytest.approx(np.mean([region.mean() for region in found]))
+    assert curve["threshold"] == [0.1, 0.4]
+    assert curve["boxes"] == [5.0, 5.0]
+    with pytest.raises(ValueError, match="one heat or more"):
+        pooled_coverage_curve([], [])
 
 
 def test_localise_averages_images_and_pools_boxes():
