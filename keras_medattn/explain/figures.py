@@ -158,7 +158,7 @@ def masks(named: Mapping[str, np.ndarray], images: Sequence[np.ndarray], path: P
     for key, text in (("initial_mask", "before learning"), ("mask", "after learning")):
         if key in named:
             low, high = named[key].min(), named[key].max()
-            cells.append(Cell(named[key], f"{text}: {low:.4g} to {high:.4g}", colormap="gray"))
+            cells.append(Cell(named[key], f"{text}: {low:.3g} to {high:.3g}", colormap="gray"))
     mask = named["mask"][..., None]
     mask = (mask - mask.min()) / (np.ptp(mask) or 1)
     rows = [

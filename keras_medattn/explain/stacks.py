@@ -53,12 +53,10 @@ class Stack:
         """The boxes that weigh most of one slice."""
         return self.boxes[self.slices == place][:_BOXES]
 
-    def overlay(self, place: int) -> np.ndarray:
-        """A slice with its heat and boxes; as it is where it does not argue for the class."""
+    def heated(self, place: int) -> np.ndarray:
+        """A slice with its heat; as it is where it does not argue for the class."""
         image = self.pixels[place]
-        if place in self.argued:
-            image = overlays.overlay(image, self.argued[place])
-        return overlays.draw_boxes(image, self.boxes_on(place), overlays.FOUND)
+        return overlays.overlay(image, self.argued[place]) if place in self.argued else image
 
 
 def explain(
@@ -157,7 +155,7 @@ def slice_rows(one: Stack, wanted: int, title: str) -> list[Row]:
     """
     shown = sorted(np.argsort(-one.by_slice[:, wanted], kind="stable")[:_PANELS].tolist())
     cells = [
-        Cell(one.overlay(place), f"{one.first + place + 1}: {one.by_slice[place, wanted]:.2f}")
+        Cell(one.heated(place), f"{one.first + place + 1}: {one.by_slice[place, wanted]:.2f}")
         for place in shown
     ]
     rows = [cells[at : at + _COLUMNS] for at in range(0, len(cells), _COLUMNS)]
@@ -172,13 +170,14 @@ def _write_one(one: Stack, index: int | None, class_names: Sequence[str], folder
         "slices": folder / f"{name}.slices.png",
     }
     strongest = next(iter(one.argued))
-    overlays.save_png(one.overlay(strongest), files["overlay"])
+    drawn = overlays.draw_boxes(one.heated(strongest), one.boxes_on(strongest), overlays.FOUND)
+    overlays.save_png(drawn, files["overlay"])
     heat = np.zeros((len(one.pixels), *one.argued[strongest].shape), np.float32)
     for place, values in one.argued.items():
         heat[place] = np.maximum(values, 0)
     with written_aside(files["heat"]) as aside:
         np.save(aside, heat)
-    title = f"{_title(one, class_names)}; each slice alone: {class_names[wanted]}"
+    title = f"{_title(one, class_names)}. Each slice alone: how probable {class_names[wanted]} is"
     page(slice_rows(one, wanted, title), files["slices"])
     return {
         "image": str(one.path),
