@@ -131,7 +131,8 @@ def load(run: Path | str, data: Path | str | None = None) -> list[Part]:
 
     Args:
         run: a folder that `train` made; or the folder of one of its models.
-        data: where the images lie now, a folder or CSV; by default where they lay.
+        data: where the images lie now, a folder or CSV; of a public set its root, or the folder with the
+            images that its protocol changed; by default where they lay.
 
     Raises:
         RunError: it is no run folder.
