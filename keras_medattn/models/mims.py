@@ -324,7 +324,8 @@ class MIMS(keras.Model):
         if mask is not None:
             counted = ops.reshape(mask, (-1, 1, 1))
             counted = ops.broadcast_to(counted, ops.shape(flat)[:3])
-        answers = convolution(norm(flat, training=training, mask=counted))
+        normed = norm(flat, training=training, mask=counted)
+        answers = convolution(ops.reshape(normed, ops.shape(flat)))  # without Keras's own note of the mask
         return ops.reshape(answers, (*shape[:-1], self.bottleneck_channels)) if len(shape) == 5 else answers
 
     def _begin_from(self, path: str) -> None:

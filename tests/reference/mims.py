@@ -14,20 +14,28 @@ def ms_conv(
     *,
     kernels: Sequence[tuple[int, int]],
     scales: Sequence[float],
+    dilations: Sequence[int] | None = None,
     training: bool = False,
     epsilon: float = 1e-3,
 ) -> list[tuple[Array, Array]]:
-    """The bags of the multi-scale convolution and their masks: scales, then slices, rows, columns."""
-    volumes = x if x.ndim == 5 else x[:, None]
-    batch, slices, height, width, channels = volumes.shape
+    """The bags of the multi-scale convolution and their masks: scales, then slices, rows, columns.
+
+    A list of maps, one for each scale, is taken as it is: those of a pyramid.
+    """
+    levels = x if isinstance(x, list) else [x] * len(scales)
+    levels = [level if level.ndim == 5 else level[:, None] for level in levels]
+    batch, slices = levels[0].shape[:2]
     real = np.ones((batch, slices), bool) if mask is None else mask
-    maps = np.where(real[..., None, None, None], volumes, 0).reshape(-1, height, width, channels)
     pairs, first = [], 0
     for group, (_, count) in enumerate(kernels):
         bags, masks = [], []
         for i, scale in enumerate(scales):
-            resized = resize_bilinear(maps, int(height * scale + 1e-9), int(width * scale + 1e-9))
-            answers = convolve_valid(resized, weights[f"conv_{group}/kernel"], weights[f"conv_{group}/bias"])
+            height, width, channels = levels[i].shape[2:]
+            maps = np.where(real[..., None, None, None], levels[i], 0).reshape(-1, height, width, channels)
+            factor = 1 if isinstance(x, list) else scale
+            resized = resize_bilinear(maps, int(height * factor + 1e-9), int(width * factor + 1e-9))
+            kernel = _dilated(weights[f"conv_{group}/kernel"], dilations[i] if dilations else 1)
+            answers = convolve_valid(resized, kernel, weights[f"conv_{group}/bias"])
             bag = answers.reshape(batch, -1, count)
             here = np.repeat(real, answers.shape[1] * answers.shape[2], axis=1)
             name = f"bn_{i}_{group}"
@@ -40,6 +48,14 @@ def ms_conv(
         pairs.append((np.concatenate(bags, axis=1), np.concatenate(masks, axis=1)))
         first += count
     return pairs
+
+
+def _dilated(kernel: Array, rate: int) -> Array:
+    """The kernel with `rate - 1` zeros between its cells."""
+    size = (kernel.shape[0] - 1) * rate + 1
+    grown = np.zeros((size, size, *kernel.shape[2:]))
+    grown[::rate, ::rate] = kernel
+    return grown
 
 
 def top_k_pool(weights: Weights, bags: Sequence[tuple[Array, Array | None]]) -> dict[str, Array]:
