@@ -157,6 +157,11 @@ class GlobalMask(keras.Model):
         return self.learner is not None
 
     @property
+    def slow_parts(self) -> list[keras.layers.Layer]:
+        """What learns at the backbone's rate, not the head's: a step moves the weights of all images."""
+        return [self.learner] if self.learns else []
+
+    @property
     def settled_epoch(self) -> int:
         """From this epoch on, counted from 0, what a frozen backbone answers of an image does not change."""
         return self.joint_epochs if self.learns else 0
@@ -199,6 +204,8 @@ class GlobalMask(keras.Model):
 
     def call(self, images, training=None):
         if isinstance(images, dict):
+            for weight in self.learner.trainable_variables if self.learns else ():
+                self.add_loss(ops.sum(0.0 * weight))  # a gradient of 0: Keras's MultiOptimizer wants one
             return self.score(images["maps"], training)
         mask = self.pixel_mask()
         if self.learns and self.l1:
@@ -255,16 +262,19 @@ class GlobalMask(keras.Model):
     def fit(self, *args, callbacks=None, **kwargs):
         """As of any Keras model, with the two phases of the mask."""
         given = callbacks if isinstance(callbacks, (list, tuple)) else [callbacks] if callbacks else []
-        if self.learns:  # what rests in all of these epochs is not to be decayed either
-            self.learner.trainable = kwargs.get("initial_epoch", 0) < self.joint_epochs
         phases = [MaskPhases()] if self.learns else []
         return super().fit(*args, callbacks=[*phases, *given], **kwargs)
 
-    def snapshot(self) -> GlobalMask:
-        """The model as it is now, not compiled, with its mask as a constant: to be saved and exported."""
-        config = self.get_config() | ({"mask": "fixed"} if self.aligned else {})
-        twin = type(self).from_config(config)
-        twin.build((None, *self.stored.shape[1:3], 3) if self.aligned else (None, None, None, 3))
+    def snapshot(self, into: GlobalMask | None = None) -> GlobalMask:
+        """The model as it is now, not compiled, with its mask as a constant: to be saved and exported.
+
+        Args:
+            into: an earlier snapshot of this model, to be brought up to date in place of a new one.
+        """
+        twin = into
+        if twin is None:
+            twin = type(self).from_config(self.get_config() | ({"mask": "fixed"} if self.aligned else {}))
+            twin.build((None, *self.stored.shape[1:3], 3) if self.aligned else (None, None, None, 3))
         twin.backbone.set_weights(self.backbone.get_weights())
         twin.head.set_weights(self.head.get_weights())
         if self.aligned:

@@ -83,11 +83,12 @@ class Snapshot:
     """Saves what a model's `snapshot()` answers: the model as it is now, without what only training needs."""
 
     def __init__(self, model):
-        self.model = model
+        self.model, self.last = model, None
 
     def save(self, path: Path) -> None:
         """Write it in a `.keras` file."""
-        self.model.snapshot().save(path)
+        self.last = self.model.snapshot(self.last)
+        self.last.save(path)
 
 
 class Bare:

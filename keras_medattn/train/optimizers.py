@@ -11,7 +11,7 @@ from keras_medattn.train.recipe import Train
 
 
 def optimizer(train: Train, model: keras.Model, steps: int) -> keras.Optimizer:
-    """The recipe's optimiser; the model's backbones move at their own share of the learning rate.
+    """The recipe's optimiser; backbones, and a system's `slow_parts`, move at their own share of its rate.
 
     Args:
         train: the settings.
@@ -19,7 +19,8 @@ def optimizer(train: Train, model: keras.Model, steps: int) -> keras.Optimizer:
         steps: of an epoch.
     """
     top, below = (_one(train, rate, steps) for rate in (1.0, train.backbone_rate))
-    own = {id(variable) for one in backbones_of(model) for variable in one.trainable_variables}
+    slow = [*backbones_of(model), *getattr(model, "slow_parts", [])]
+    own = {id(variable) for one in slow for variable in one.trainable_variables}
     if not own:
         return top
     # gradients scaled by a half would not do: Adam divides the factor out again

@@ -66,7 +66,7 @@ class Train:
         schedule: of the learning rate: `cosine`, to 0 at the last epoch; `constant`; or `step`.
         step_epochs: of `step`: epochs between two steps.
         step_factor: of `step`: what the learning rate is multiplied with.
-        backbone_rate: the backbones' learning rate as a share of it.
+        backbone_rate: the backbones' learning rate as a share of it; that of GlobalMask's mask, too.
         weight_decay: of `adamw` alone, decoupled; biases and normalisation have none.
         l2: adds `l2 * w^2` for every weight that trains, biases too, to the training loss. A coupled weight
             decay d, as PyTorch's SGD and Adam have it, is `l2 = d / 2`.
