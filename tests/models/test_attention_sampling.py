@@ -1,3 +1,5 @@
+from fractions import Fraction
+
 import conformance
 import keras
 import numpy as np
@@ -11,7 +13,7 @@ from keras_medattn import load_model, ops
 from keras_medattn.explain import report
 from keras_medattn.export import saved_model
 from keras_medattn.models import AttentionSampling, attention_network, feature_network
-from keras_medattn.train import evaluate, experiment, recipe
+from keras_medattn.train import evaluate, experiment, recipe, trainer
 
 
 def _random(network):
@@ -27,6 +29,7 @@ def test_counts_are_those_of_the_paper():
     assert _trainable(attention_network()) == 1513
     assert _trainable(feature_network()) == feature_network().count_params() == 7459
     assert _trainable(attention_network(channels=1)) == 1513 - 2 * 72
+    assert feature_network(filters=32).count_params() == 28739  # the author's checkpoints
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -47,6 +50,16 @@ def test_feature_network_equals_its_equation():
     scores = network(patches)
     np.testing.assert_allclose(scores, reference.sampler.feature_network(weights, patches), rtol=1e-4)
     np.testing.assert_allclose(np.linalg.norm(scores, axis=1), 1, rtol=1e-6)
+
+
+def test_feature_network_can_average():
+    network = feature_network(pool="average")
+    weights = _random(network)
+    patches = np.random.default_rng(0).normal(size=(3, 9, 8, 3)).astype("float32")
+    maps = np.array(keras.Model(network.inputs[0], network.get_layer("conv_3").output)(patches))
+    scores = maps.mean(axis=(1, 2)) @ weights["head/kernel"] + weights["head/bias"]
+    expected = scores / np.linalg.norm(scores, axis=1, keepdims=True)
+    np.testing.assert_allclose(network(patches), expected, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -279,13 +292,108 @@ def test_fit_teaches_where_to_look():
     assert history["accuracy"][-1] > 0.9
 
 
-def test_recipe_to_saved_model(tmp_path, tiny_set):
-    """Trained, evaluated, explained and exported as any other system."""
+def patches_of(cells, columns, image, size=7, stride=4):
+    """The patches of one image's cells, cut by the reference."""
+    corners = [
+        [reference.sampler.corner(i, Fraction(stride), size) for i in divmod(int(cell), columns)]
+        for cell in cells
+    ]
+    return np.stack([reference.sampler.patch(image, *place, size) for place in corners]).astype("float32")
+
+
+@pytest.mark.parametrize("reward", ["patch", "image"])
+def test_conditional_draws_follow_the_attention_and_their_loss_its_equation(reward):
+    """As built, v = 0: each draw is one from the attention alone, whatever was seen before."""
+    model, [_, features] = system(conditional=True, reward=reward, repeats=2, entropy=0.3)
+    assert model.sampler.kernel.shape[0] == 8 + 3 + 16  # it sees the attention network's 8 maps
+    answer = {name: np.array(value) for name, value in model(IMAGES, training=True).items()}
+    a = answer["attention"].reshape(2, -1)
+    assert int(model.sampler.step) == 1
+    for row in range(4):
+        cells, own = answer["cells"][row], a[row // 2][answer["cells"][row]]
+        np.testing.assert_allclose(answer["log_probs"][row], np.log(own), rtol=1e-4)
+        shown = reference.sampler.feature_network(features, patches_of(cells, 7, IMAGES[row // 2]) / 255)
+        np.testing.assert_allclose(answer["patch_scores"][row], 2 * shown, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(answer["scores"][row], own @ (2 * shown) / own.sum(), rtol=1e-4, atol=1e-5)
+    truth = np.repeat(LABELS, 2)
+    of = answer["patch_scores" if reward == "patch" else "scores"]
+    entropies = [reference.attention_sampling.cross_entropy(*each) for each in zip(of, truth, strict=True)]
+    rewards = np.exp(-np.stack(entropies)).reshape(2, 2, -1)
+    others = rewards[:, ::-1].mean(axis=2, keepdims=True)  # the other repeat's mean
+    gains = (rewards - others).reshape(4, -1)
+    logs = np.cumsum(answer["log_probs"], axis=1)
+    surrogate = -np.mean(gains * (logs if reward == "patch" else logs[:, -1:]))
+    losses = [
+        reference.attention_sampling.cross_entropy(*each)
+        for each in zip(answer["scores"], truth, strict=True)
+    ]
+    expected = np.mean(losses) + 0.3 * np.mean((a * np.log(a)).sum(axis=1)) + surrogate
+    answer = {name: tf.constant(value) for name, value in answer.items()}
+    assert float(model.compute_loss(IMAGES, LABELS, answer)) == pytest.approx(expected, rel=1e-4)
+
+
+def test_conditional_system_learns_is_padded_and_reloaded(tmp_path):
+    model, _ = system(conditional=True, repeats=2)
+    model.fit(IMAGES, LABELS, epochs=2, verbose=0)
+    assert np.abs(np.array(model.sampler.score)).max() > 0
+    drawn = np.array(model.sample(IMAGES, draws=8, seed=1))
+    np.testing.assert_allclose(drawn, model.sample(IMAGES, draws=8, seed=1), atol=1e-6)
+    assert drawn.std(axis=1).max() > 1e-3
+    padded = np.pad(IMAGES, ((0, 0), (0, 9), (0, 11), (0, 0)), constant_values=255)
+    inputs = {"image": padded, "size": np.array([[23, 30]] * 2)}
+    np.testing.assert_allclose(model(inputs), model(IMAGES), rtol=1e-4, atol=1e-5)
+    model.save(tmp_path / "model.keras")
+    np.testing.assert_array_equal(load_model(tmp_path / "model.keras")(IMAGES), model(IMAGES))
+
+
+def test_uniform_attention_is_not_trained_and_reads_the_same_places():
+    model, _ = system(attention="uniform", aggregation="mean", repeats=2)
+    answer = model(IMAGES, training=True)
+    np.testing.assert_allclose(answer["attention"], 1 / 35, rtol=1e-6)
+    losses = [
+        reference.attention_sampling.cross_entropy(*each)
+        for each in zip(np.array(answer["scores"]), np.repeat(LABELS, 2), strict=True)
+    ]
+    assert float(model.compute_loss(IMAGES, LABELS, answer)) == pytest.approx(np.mean(losses), rel=1e-5)
+    assert len(model.trainable_weights) == 10  # the feature network's
+    one, other, alone = (
+        np.array(each) for each in (*model.explain(IMAGES)["boxes"], model.explain(IMAGES[1:])["boxes"][0])
+    )
+    assert {tuple(box) for box in one} == {tuple(box) for box in other} == {tuple(box) for box in alone}
+    assert np.ptp(np.array(model.sample(IMAGES, draws=4)), axis=1).max() > 0.1
+
+
+def test_named_backbone_reads_patches_as_images():
+    model, [_, features] = system(features="small_cnn", feature_stride=8, pool="average")
+    [backbone] = model.backbones
+    found = model._pass(IMAGES)
+    patches = np.concatenate([patches_of(found["cells"][b], 7, IMAGES[b]) for b in range(2)])
+    pooled = np.array(backbone(patches)).mean(axis=(1, 2))  # it takes 0..255
+    expected = 2 * (pooled @ features["head/kernel"] + features["head/bias"])
+    np.testing.assert_allclose(np.reshape(found["patch_scores"], (6, 3)), expected, rtol=1e-4, atol=1e-4)
+    again = AttentionSampling.from_config(model.get_config())
+    assert [one.name for one in again.backbones] == ["small_cnn"]
+
+
+@pytest.fixture(scope="module")
+def part(tmp_path_factory, tiny_set):
+    """The one part of a small finished run, of which a frozen backbone stands under the features."""
     model = {"system": "AttentionSampling", "patches": 4, "patch_size": 12, "stride": 4, "repeats": 2}
-    settings = recipe.from_dict(TINY | {"model": model, "train": {"epochs": 1, "batch_size": 8}})
-    parts = experiment.train(settings, tiny_set, tmp_path / "run", write=lambda line: None)
-    found = evaluate.evaluate(parts)
-    [part] = parts
+    model |= {"features": "small_cnn", "feature_stride": 8}
+    train = {"epochs": 1, "batch_size": 8, "frozen_stride": 4}
+    settings = recipe.from_dict(TINY | {"model": model, "train": train})
+    out = tmp_path_factory.mktemp("runs") / "sampling"
+    [part] = experiment.train(settings, tiny_set, out, write=lambda line: None)
+    return part
+
+
+def test_recipe_to_saved_model(tmp_path, part):
+    """Trained, evaluated, explained and exported as any other system."""
+    found = evaluate.evaluate([part])
+    untrained = trainer.build(part.recipe, 2)
+    pairs = list(zip(untrained.backbones[0].weights, part.model().backbones[0].weights, strict=True))
+    same = [np.array_equal(*pair) for pair in pairs]
+    assert same == [True] * 4 + [False] * 4  # the first two layers are frozen, the others train
     test = part.manifest.split("test")
     finding = next(report.findings(part.model(), part.recipe, test.paths[:1]))
     np.testing.assert_allclose(finding.probabilities, found.probabilities[0], rtol=1e-4)
