@@ -10,7 +10,7 @@ import keras_medattn
 from keras_medattn.explain import report
 from keras_medattn.export import saved_model
 from keras_medattn.models import AttnVGG, backbones
-from keras_medattn.train import evaluate, experiment, recipe
+from keras_medattn.train import evaluate, experiment, fitted, recipe
 
 IMAGES = np.random.default_rng(0).integers(0, 255, (2, 64, 96, 3)).astype("uint8")
 
@@ -110,6 +110,11 @@ def test_layers_below_the_first_module_can_be_frozen():
         stem, rest = backbones.split(model.backbone, stride)
         assert sum("attention" in layer.name for layer in rest.layers) == modules
         np.testing.assert_allclose(rest(stem(IMAGES)), model.features(IMAGES), rtol=1e-4, atol=1e-5)
+    with pytest.raises(recipe.RecipeError, match="attention_4 of AttnVGG would be frozen untrained"):
+        fitted.freeze(model, 32)
+    stem, rest = fitted.parts(on_mobilenet(attention=("none",) * 4 + ("spatial",)), 32)
+    assert not stem.trainable_variables
+    assert [weight.name for weight in rest.trainable_variables] == ["query", "key", "value"]
 
 
 def test_on_another_backbone_saved_it_is_the_same_model(tmp_path):
