@@ -296,7 +296,7 @@ def test_recipe_to_saved_model(tmp_path, tiny_set):
     networks = dict.fromkeys(("backbone", "instance_backbone"), "mobilenet_v3_small")
     model = {"system": "GatedFusion", "weights": None, "overview_size": 48, "crop_size": 32, "k": 3}
     values = {"model": model | networks | {"schedule": [0.5, 1, 0.0], "freeze_batch_norm": False}}
-    settings = recipe.from_dict(TINY | values | {"train": {"epochs": 1, "batch_size": 8}})
+    settings = recipe.from_dict(TINY | values | {"train": {"epochs": 2, "batch_size": 8}})
     parts = experiment.train(settings, tiny_set, tmp_path / "run", write=lambda line: None)
     found = evaluate.evaluate(parts)
     [part] = parts
