@@ -111,7 +111,10 @@ def patches(finding: Finding, image: np.ndarray, title: str) -> list[Row]:
         ),
     ]
     rows = [Row(top, title)]
-    rows += _rows(_cut(image, finding.boxes, finding.weights), "chosen, and what each adds to the score")
+    rows += _rows(
+        _cut(image, finding.boxes, finding.weights),
+        f"chosen{_first(finding.boxes)}, and what each adds to the score",
+    )
     if len(drawn):
         top.append(Cell(overlays.draw_boxes(heated, drawn * scale, overlays.FOUND), "a Monte-Carlo draw"))
         rows += _rows(_cut(image, drawn), _over_draws(named["drawn_probabilities"], finding.predicted))
@@ -200,6 +203,10 @@ def _cut(
 
 def _rows(cells: list[Cell], heading: str) -> list[Row]:
     return [Row(cells[at : at + 5], "" if at else heading, 5) for at in range(0, len(cells), 5)]
+
+
+def _first(boxes: np.ndarray) -> str:
+    return f", the first {_SHOWN}" if len(boxes) > _SHOWN else ""
 
 
 def _over_draws(probabilities: np.ndarray, predicted: int) -> str:

@@ -184,7 +184,8 @@ def findings(
     for path in paths:
         original = readers.read(path, settings.window or None, settings.max_pixels)
         sized = pipeline.size_pixels(original, settings.image_size)
-        named = {key: value.numpy()[0] for key, value in look(tf.constant(sized[None]), classes).items()}
+        named = look(tf.constant(sized[None]), classes)
+        named = {key: value.numpy()[0] for key, value in named.items() if not isinstance(value, list)}
         predicted = int(named["scores"].argmax())
         boxes, weights = named.get("boxes", np.zeros((0, 4))), named.get("weights", np.zeros(0))
         # a slot without an instance is no box; and boxes argue for the predicted class, and for no other

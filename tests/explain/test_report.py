@@ -138,3 +138,13 @@ def test_what_cannot_be_explained_is_said(tiny_set, tmp_path):
     with pytest.raises(ValueError, match="--side must be 32 pixels or more"):
         report.explain([report.Job(part, table)], tmp_path / "out", side=8)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_pyramid_has_a_heat(tiny_set, tmp_path):
+    table = manifest.load(tiny_set).split("test").take(range(1))
+    model = models.MIMS(2, network(), kernels=((1, 3),), scales=(0.5, 1.0), k=2, pyramid=True)
+    part = untrained(tmp_path, model, table)
+    [found] = report.findings(part.model(), part.recipe, table.paths)
+    assert found.argued.shape == (8, 10)
+    assert np.isfinite(found.argued).all()
+    assert found.argued.any()
