@@ -56,7 +56,7 @@ def test_boxes_hold_the_digits(digits, size):
 
 
 def test_noise_is_as_dense_on_every_size(digits):
-    """Of 50 patches on 1500 x 1500: two strokes of up to 56 pixels in each, but for those that lie under others."""
+    """Of 50 patches on 1500 x 1500: two strokes of up to 56 pixels in each, some under others."""
     for size, low, high in ((1500, 1500, 3500), (3000, 6000, 14000), (128, 0, 0)):
         image, boxes, _ = view(digits, "train", 3, size, seed=0)
         for x0, y0, x1, y1 in boxes:
