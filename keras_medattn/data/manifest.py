@@ -171,9 +171,7 @@ def _from_csv(path: Path, classes: Sequence[str] | None) -> Manifest:
         raise ManifestError(f"{path}: columns {sorted(missing)} are missing. Received columns: {columns}")
     folds = [name for name in columns if _FOLD.fullmatch(name)]
     if set(folds) != {f"fold{i + 1}" for i in range(len(folds))}:
-        raise ManifestError(
-            f"{path}: given folds are columns fold1, fold2, ... in a row. Received: {folds}"
-        )
+        raise ManifestError(f"{path}: given folds are columns fold1, fold2, ... in a row. Received: {folds}")
     sides = [name for name in columns if name == "split" or name in folds]
     faults = _row_faults(rows, columns, sides)
     if not rows:
