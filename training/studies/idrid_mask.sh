@@ -24,7 +24,7 @@ train() { # name, settings
     shift
     for setting in $frozen "$@"; do settings+=(--set "$setting"); done
     [ -f "$run/done" ] && return
-    [ -d "$run" ] && resume=(--resume)
+    if [ -f "$run/run.json" ]; then resume=(--resume); fi
     # shellcheck disable=SC2086
     medattn train "$recipe" --data "$out/$task/images/manifest.csv" --out "$run" --seeds $seeds "${settings[@]}" \
         "${resume[@]}"
@@ -38,9 +38,11 @@ train mask_sum model.l1=0.001 model.reduction=sum
 train mask_sum_tenth model.l1=0.0001 model.reduction=sum
 train mask_mean model.l1=0.001 model.reduction=mean
 
-cd "$out/$task"
+runs=()
+for name in plain pixels mask_sum mask_sum_tenth mask_mean; do runs+=("$name=$out/$task/$name"); done
 for figure in accuracy auroc quadratic_kappa; do
-    medattn compare plain=plain pixels=pixels mask_sum=mask_sum mask_sum_tenth=mask_sum_tenth \
-        mask_mean=mask_mean --figure $figure --out compared_$figure
+    medattn compare "${runs[@]}" --figure $figure --out "$out/$task/compared_$figure"
 done
-for run in mask_sum mask_mean; do medattn explain $run/seed0 --split test --most 4 --out $run/explained; done
+for name in mask_sum mask_mean; do
+    medattn explain "$out/$task/$name/seed0" --split test --most 4 --out "$out/$task/$name/explained"
+done
