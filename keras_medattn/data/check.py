@@ -144,8 +144,11 @@ def _look(path: Path, window, max_pixels: int) -> tuple[Header | None, str | Non
 
 def _look_at_volume(path: Path, window, max_pixels: int) -> tuple[Header | None, str | None, str | None]:
     header = volumes.check_header(path, max_pixels)
-    try:  # without a window the error proposes one
-        pixels = volumes.read(path, window, max_pixels)
+    try:
+        if header.bits > 8 and window is None:
+            pixels = volumes.raw_intensities(path, max_pixels)
+        else:
+            pixels = volumes.read(path, window, max_pixels)
     except ImageError as error:
         return header, None, str(error)
     return header, hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest(), None
@@ -182,23 +185,27 @@ def _duplicates(manifest: Manifest, digests: list[str | None], report: Report) -
 
 
 def _deep(paths: list[Path], headers: list[Header | None], window, report: Report) -> None:
-    """Propose a window from the 0.5 and 99.5 percentiles of up to 20 of the 16-bit images."""
-    deep = [path for path, header in zip(paths, headers, strict=True) if header and header.bits == 16]
-    deep = [path for path in deep if not volumes.is_volume(path)]  # each of these proposes one for itself
+    """Propose a window from the 0.5 and 99.5 percentiles of up to 20 of the deep images and volumes."""
+    pairs = [(path, header.bits) for path, header in zip(paths, headers, strict=True) if header]
+    deep = {path: bits for path, bits in pairs if bits == 16 or (bits > 8 and volumes.is_volume(path))}
     if not deep or window is not None:
         return
-    sample = deep[:: max(1, len(deep) // 20)][:20]
+    sample = list(deep)[:: max(1, len(deep) // 20)][:20]
     limits = []
     for path in sample:
         try:
-            limits.append(np.percentile(readers.raw_intensities(path), [0.5, 99.5]))
+            raw = volumes.raw_intensities if volumes.is_volume(path) else readers.raw_intensities
+            values = raw(path)
+            limits.append(np.percentile(values[np.isfinite(values)], [0.5, 99.5]))
         except Exception:  # unreadable ones are reported already
             continue
     if limits:
         low, high = min(low for low, _ in limits), max(high for _, high in limits)
         report.proposed_window = (float(low), float(max(high, low + 1)))
+    bits = " or ".join(str(bits) for bits in sorted(set(deep.values())))
     report.problems.append(
-        f"{len(deep)} images have 16 bits and no intensity window is set: {_some([str(p) for p in deep])}. "
+        f"{len(deep)} images have {bits} bits and no intensity window is set: "
+        f"{_some([str(path) for path in deep])}. "
         f"Proposed: window = {list(report.proposed_window or ())} (0.5 and 99.5 percentiles of {len(sample)})"
     )
 

@@ -75,6 +75,19 @@ def read(
     first = (header.pages - count) // 2
     if path.is_dir() and (files := _images(path)):
         return _stacked(files[first : first + count], window, max_pixels)
+    return _rgb(_values(path, header)[first : first + count], window, path)
+
+
+def raw_intensities(path: Path | str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Read a volume of more than 8 bits as it is: `(S, H, W)` or `(S, H, W, 3)`, in any kind of number."""
+    path = Path(path)
+    header = check_header(path, max_pixels)
+    if path.is_dir() and (files := _images(path)):
+        return np.stack([readers.raw_intensities(file, max_pixels) for file in files])
+    return _values(path, header)
+
+
+def _values(path: Path, header: Header) -> np.ndarray:
     try:
         values = _tiff_series(path)[1]() if header.kind == "tiff" else _itk_values(path)
     except ImageError:
@@ -83,7 +96,7 @@ def read(
         raise ImageError(f"{path}: damaged or unsupported volume: {_line(error)}") from error
     if values.shape[:3] != (header.pages, header.height, header.width):
         raise ImageError(f"{path}: damaged volume: its header tells another size than its pixels have")
-    return _rgb(values[first : first + count], window, path)
+    return values
 
 
 def _header(path: Path) -> Header:

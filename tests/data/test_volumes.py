@@ -214,5 +214,6 @@ def test_check_tells_what_it_read(tmp_path):
     assert "16 x 12 x 3 slices" in report.sizes
     assert any("3 are volumes" in one for one in report.warnings)
     [problem] = report.problems
-    assert "c.nrrd: intensities of kind int16 need a window" in problem
+    assert problem.startswith("1 images have 16 bits and no intensity window is set")
+    np.testing.assert_allclose(report.proposed_window, np.percentile(DEEP, [0.5, 99.5]))
     assert check.check(manifest.load(tmp_path / "set.csv"), (-1000, 1000)).ok
