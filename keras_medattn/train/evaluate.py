@@ -176,7 +176,8 @@ def table(evaluation: Evaluation) -> str:
 def held_out(part: Part, data: Path | str | None, split: str) -> Manifest:
     """The images to evaluate a model on, as `evaluate` says."""
     own = part.manifest
-    if data is not None:
+    moved = part.recipe.data.set and data is not None and Path(data).is_dir()  # the set itself, elsewhere
+    if data is not None and not moved:
         given = manifests.load(data, own.class_names)
         shared = set(given.names) & set(own.names)
         if not shared:

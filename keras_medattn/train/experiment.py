@@ -144,6 +144,8 @@ def load(run: Path | str, data: Path | str | None = None) -> list[Part]:
         about = read_json(home / "run.json")
     except (OSError, ValueError) as error:
         raise RunError(f"{run}: not a run folder, its run.json cannot be read ({error})") from error
+    if "root" not in about:
+        raise RunError(f"{run}: made by a version that did not yet keep where its images lie. Train it again")
     recipe = recipes.from_dict(about["recipe"], str(run / "run.json"))
     root = Path(data) if data else home / about["root"]
     root = root if root.is_dir() else root.parent

@@ -78,6 +78,18 @@ def test_a_column_and_the_files(tiny_run, tmp_path):
             evaluate.evaluate([part], **wrong)
 
 
+def test_a_moved_public_set_is_the_runs_own_table(tiny_run, tmp_path):
+    settings = replace(tiny_run.recipe, data=replace(tiny_run.recipe.data, set="breakhis"))
+    part = replace(tiny_run, recipe=settings)
+    moved = evaluate.held_out(part, tmp_path, "test")  # no folder a class is in it
+    assert moved.names == tiny_run.manifest.split("test").names
+    (tmp_path / "others.csv").write_text("path,label\nseen_never.png,spot\nnor_this.png,none\n")
+    assert evaluate.held_out(part, tmp_path / "others.csv", "test").names == (
+        "seen_never.png",
+        "nor_this.png",
+    )
+
+
 def test_drawn_answers_stand_beside_the_deterministic_one(tiny_run, tmp_path):
     """The mean of the softmax over the draws of `sample`, not the softmax of their mean."""
     arguments = {"patches": 3, "patch_size": 12, "stride": 4, "seed": 2}

@@ -15,6 +15,7 @@ from sklearn.metrics import accuracy_score, roc_auc_score
 
 from keras_medattn.data import manifest as manifests
 from keras_medattn.data.manifest import ManifestError
+from keras_medattn.files import read_json, write_json
 from keras_medattn.train import evaluate, experiment, recipe, trainer
 from keras_medattn.train.experiment import RunError
 from keras_medattn.train.recipe import RecipeError
@@ -181,6 +182,14 @@ def test_run_folder_tells_what_made_it(tiny_run):
     assert 0.1 < about["peak_memory_gb"] < 64  # TensorFlow alone takes more than .1
     table = manifests.load(tiny_run.folder / "split.csv")
     assert [table.splits.count(side) for side in ("train", "val", "test")] == [16, 6, 8]
+
+
+def test_run_of_an_older_version_is_named(tmp_path, tiny_run):
+    about = read_json(tiny_run.folder / "run.json")
+    about.pop("root")
+    write_json(about, tmp_path / "run.json")
+    with pytest.raises(RunError, match="Train it again"):
+        experiment.load(tmp_path)
 
 
 def test_all_unreadable_files_are_named_before_anything_is_made(tmp_path, tiny_set):
