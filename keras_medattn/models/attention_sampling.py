@@ -71,8 +71,8 @@ class AttentionSampling(keras.Model):
             choose; or a Keras model, overview `(B, h, w, 3)` in 0..1 to a map `(B, h, w)` with sum 1.
         features: `"paper"`, of 7,459 parameters for three classes, whose answer has norm 1; `"wide"`, its 16
             filters made 32, as in the author's checkpoints; a name that `backbones.backbone` knows, with a
-            dense layer on its pooled maps; or a Keras model, patches `(N, s, s, 3)` in 0..1 to
-            `(N, num_classes)`.
+            dense layer on its pooled maps, and norm 1 as well; or a Keras model, patches `(N, s, s, 3)` in
+            0..1 to `(N, num_classes)`.
         estimator: `"reinforce"`, or `"expectation"`, which needs `aggregation="mean"`.
         aggregation: `"self_weighted"`, as above, or `"mean"`, the unbiased estimate of `sum_p a_p f_p`. Cells
             that are chosen and not drawn are weighted by `a / sum a` in either case.

@@ -169,10 +169,16 @@ def attention_by_name(name: str) -> keras.layers.Layer:
 def features_by_name(
     name: str, num_classes: int, pool: str, weights: str | None, stride: int, layer: str | None
 ) -> keras.Model:
-    """Make the network of a name, for patches in 0..1: `"paper"`, `"wide"` (32 filters) or a backbone's."""
+    """Make the network of a name, for patches in 0..1: `"paper"`, `"wide"` (32 filters) or a backbone's.
+
+    The answer has norm 1 in each case: every patch counts the same, and one that shows little at the start of
+    training has a gradient, too.
+    """
     if name in _FEATURE_FILTERS:
         return feature_network(num_classes, filters=_FEATURE_FILTERS[name], pool=pool)
-    return backbone_classifier(name, num_classes, stride, weights, layer, pool, scale=255.0)
+    plain = backbone_classifier(name, num_classes, stride, weights, layer, pool, scale=255.0)
+    normalised = keras.layers.UnitNormalization(name="normalise")(plain.output)
+    return keras.Model(plain.input, normalised, name=plain.name)
 
 
 def backbone_classifier(

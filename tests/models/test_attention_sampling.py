@@ -369,7 +369,8 @@ def test_named_backbone_reads_patches_as_images():
     found = model._pass(IMAGES)
     patches = np.concatenate([patches_of(found["cells"][b], 7, IMAGES[b]) for b in range(2)])
     pooled = np.array(backbone(patches)).mean(axis=(1, 2))  # it takes 0..255
-    expected = 2 * (pooled @ features["head/kernel"] + features["head/bias"])
+    scores = pooled @ features["head/kernel"] + features["head/bias"]
+    expected = 2 * scores / np.linalg.norm(scores, axis=1, keepdims=True)
     np.testing.assert_allclose(np.reshape(found["patch_scores"], (6, 3)), expected, rtol=1e-4, atol=1e-4)
     again = AttentionSampling.from_config(model.get_config())
     assert [one.name for one in again.backbones] == ["small_cnn"]
