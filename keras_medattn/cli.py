@@ -272,10 +272,7 @@ def _progress(items: Iterable, total: int, text: str = "") -> Iterable:
 def _check(options) -> int:
     from keras_medattn.data import check, headers, manifest, sets
 
-    if options.set:
-        found = sets.find(options.set, options.data)
-    else:
-        found = sets.Found(manifest.load(options.data))
+    found = sets.find(options.set, options.data) if options.set else sets.Found(manifest.load(options.data))
     report = check.check(
         found.manifest,
         tuple(options.window) if options.window else None,
