@@ -316,17 +316,17 @@ class MIMS(keras.Model):
 
     def _narrowed(self, maps, mask, training):
         """The bottleneck, whose batch norm reads no slice that is padding."""
+        if len(maps.shape) == 4:
+            return self.bottleneck(maps, training=training)  # type: ignore[misc]
         norm, convolution = self.bottleneck.layers  # type: ignore[union-attr]
         shape = ops.shape(maps)
-        flat, counted = maps, None
-        if len(shape) == 5:
-            flat = ops.reshape(maps, (shape[0] * shape[1], *shape[2:]))  # (B S, h, w, C)
+        flat = ops.reshape(maps, (shape[0] * shape[1], *shape[2:]))  # (B S, h, w, C)
+        counted = None
         if mask is not None:
-            counted = ops.reshape(mask, (-1, 1, 1))
-            counted = ops.broadcast_to(counted, ops.shape(flat)[:3])
+            counted = ops.broadcast_to(ops.reshape(mask, (-1, 1, 1)), ops.shape(flat)[:3])
         normed = norm(flat, training=training, mask=counted)
         answers = convolution(ops.reshape(normed, ops.shape(flat)))  # without Keras's own note of the mask
-        return ops.reshape(answers, (*shape[:-1], self.bottleneck_channels)) if len(shape) == 5 else answers
+        return ops.reshape(answers, (*shape[:-1], self.bottleneck_channels))
 
     def _begin_from(self, path: str) -> None:
         try:
