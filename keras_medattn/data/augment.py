@@ -9,7 +9,9 @@ import keras
 import tensorflow as tf
 
 from keras_medattn.data.pipeline import Augment
+from keras_medattn.data.stain import RandomStain
 
+_OWN = {"RandomStain": RandomStain}
 _REFUSED = {
     "AugMix": "draws from a state of its own, so a run could not be repeated",
     "RandAugment": "draws from a state of its own, so a run could not be repeated",
@@ -48,8 +50,10 @@ class _Fixed(keras.random.SeedGenerator):
 def layer(settings: dict[str, Any]) -> keras.Layer:
     """Build one augmentation layer, say `{"layer": "RandomFlip", "mode": "horizontal"}`.
 
+    It is one of Keras's, or `RandomStain`.
+
     Raises:
-        ValueError: for a name that is no Keras image augmentation, or arguments that it refuses.
+        ValueError: for a name that is no image augmentation, or arguments that it refuses.
 
     Example:
         >>> layer({"layer": "RandomFlip", "mode": "horizontal"}).mode
@@ -57,11 +61,11 @@ def layer(settings: dict[str, Any]) -> keras.Layer:
     """
     settings = dict(settings)
     name = settings.pop("layer", None)
-    kind = getattr(keras.layers, str(name), None)
+    kind = _OWN.get(str(name)) or getattr(keras.layers, str(name), None)
     if kind is None or not hasattr(kind, "get_random_transformation"):
         raise ValueError(
             f"augment: layer must name an image augmentation of keras.layers, such as RandomFlip, "
-            f"RandomRotation, RandomBrightness. Received: {name!r}"
+            f"RandomRotation, RandomBrightness, or be RandomStain. Received: {name!r}"
         )
     if name in _REFUSED:
         raise ValueError(f"augment: {name} {_REFUSED[name]}; leave it out. Received: {name!r}")

@@ -22,6 +22,7 @@ LAYERS = {
     "RandomShear": {"x_factor": 0.3},
     "RandomSharpness": {"factor": 0.5},
     "RandomGaussianBlur": {"factor": [1.0, 1.0], "sigma": (0.1, 2.0)},
+    "RandomStain": {"alpha": 0.2, "beta": 0.1},
     "RandomErasing": {"factor": [1.0, 1.0]},
 }
 
@@ -98,6 +99,7 @@ def test_none_for_no_layers():
         ({"factor": 0.1}, r"must name an image augmentation.*Received: None"),
         ({"layer": 3}, r"must name an image augmentation.*Received: 3"),
         ({"layer": "RandomRotation", "angle": 3}, r"RandomRotation refuses \{'angle': 3\}"),
+        ({"layer": "RandomStain", "alpha": 1}, r"RandomStain refuses .*alpha must be in \[0, 1\)"),
         ({"layer": "RandomHue", "factor": 7}, r"RandomHue refuses \{'factor': 7\}"),
         ({"layer": "RandAugment"}, "RandAugment draws from a state of its own"),
         ({"layer": "MixUp"}, "MixUp mixes images and labels"),
