@@ -10,14 +10,16 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
+from keras_medattn.metrics.calibration import calibration_scores
+
 
 def scores(labels: ArrayLike, probabilities: ArrayLike, threshold: float = 0.5) -> dict[str, float]:
     """Every figure of a set of predictions.
 
-    Keys: `accuracy`, `balanced_accuracy`, `quadratic_kappa`, and for each of `auroc`, `auprc`, `sensitivity`
-    and `specificity` four kinds of key: `auroc/0`, `auroc/1`, ... (that class against the rest),
-    `auroc/macro` (the plain mean of them) and `auroc`, the one to report. With two classes that is the figure
-    of the **second** class, the positive one; with more it is the macro figure.
+    Keys: `accuracy`, `balanced_accuracy`, `quadratic_kappa`, `ece` and `brier` (see `calibration_scores`),
+    and for each of `auroc`, `auprc`, `sensitivity` and `specificity` four kinds of key: `auroc/0`, `auroc/1`,
+    ... (that class against the rest), `auroc/macro` (the plain mean of them) and `auroc`, the one to report.
+    With two classes that is the figure of the **second** class, the positive one; with more the macro figure.
 
     AUPRC is average precision, the sum over thresholds of `(R_n - R_(n-1)) P_n`, without interpolation. Kappa
     has quadratic weights (Cohen 1968), so it means something only where the classes are grades in order.
@@ -52,6 +54,8 @@ def scores(labels: ArrayLike, probabilities: ArrayLike, threshold: float = 0.5) 
         "accuracy": float(accuracy_score(true, answers)),
         "quadratic_kappa": _kappa(true, answers, list(classes)),
     }
+    calibration = calibration_scores(true, predicted, np.ones((1, len(true))))
+    whole |= {name: float(value[0]) for name, value in calibration.items()}
     per_class: dict[str, list[float]] = {"auroc": [], "auprc": [], "sensitivity": [], "specificity": []}
     for k in classes:
         positive, score, hits = true == k, predicted[:, k], confusion[k, k]

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from keras_medattn.metrics.calibration import calibration_scores
 from keras_medattn.metrics.scores import named_figures, predicted_classes
 
 
@@ -45,6 +46,7 @@ def weighted_scores(
         for k in range(classes):
             per_class["auroc"][k], per_class["auprc"][k] = _areas(labels == k, probabilities[:, k], weights)
         whole = {"accuracy": hits.sum(axis=0) / total, "quadratic_kappa": _quadratic_kappa(confusion)}
+        whole |= calibration_scores(labels, probabilities, weights)
     return named_figures(whole, per_class)
 
 

@@ -42,6 +42,12 @@ def test_every_figure_is_its_definition(classes):
     labels, probabilities = predictions(80, classes)
     answers = probabilities.argmax(axis=1) if classes > 2 else (probabilities[:, 1] >= 0.5).astype(int)
     expected = {"accuracy": np.mean(labels == answers), "quadratic_kappa": kappa(labels, answers, classes)}
+    sure = probabilities.max(axis=1)
+    inside = [(sure > m / 15) & (sure <= (m + 1) / 15) for m in range(15)]
+    right = probabilities.argmax(axis=1) == labels
+    expected["ece"] = sum(abs(right[one].sum() - sure[one].sum()) for one in inside) / 80
+    expected["brier"] = ((probabilities - np.eye(classes)[labels]) ** 2).sum(axis=1).mean()
+    expected["brier"] /= 2 if classes == 2 else 1
     rows = {"auroc": [], "auprc": [], "sensitivity": [], "specificity": []}
     for k in range(classes):
         rows["auroc"].append(auroc(labels == k, probabilities[:, k]))
