@@ -218,13 +218,14 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--data", type=Path, help="where the run's images are now")
     one.add_argument("--samples", type=int, default=8, metavar="N", help="images to verify on (8)")
 
-    one = command(
-        "serve", _serve, "serve exported models over gRPC", "medattn serve saved_models --port 8500", "serve"
-    )
+    one = command("serve", _serve, "serve exported models", "medattn serve saved_models --port 8500", "serve")
     one.add_argument("folder", type=Path, metavar="DIR", help="holds NAME/VERSION/saved_model.pb")
     one.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
     one.add_argument("--port", type=int, default=8500, help="gRPC port (8500)")
-    one.add_argument("--workers", type=int, default=8, help="requests answered at a time (8)")
+    one.add_argument(
+        "--rest-port", type=int, default=8501, metavar="PORT", help="REST port; 0 for none (8501)"
+    )
+    one.add_argument("--workers", type=int, default=8, help="predictions at a time (8)")
 
     one = command(
         "predict",
@@ -399,7 +400,8 @@ def _export(options) -> int:
 def _serve(options) -> int:
     from keras_medattn.serve import serve
 
-    return serve(options.folder, options.host, options.port, workers=options.workers)
+    rest_port = options.rest_port or None
+    return serve(options.folder, options.host, options.port, rest_port=rest_port, workers=options.workers)
 
 
 def _predict(options) -> int:

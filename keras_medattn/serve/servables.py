@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import re
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,8 @@ log = logging.getLogger("keras_medattn.serve")
 
 # A TensorProto may say its shape in a few bytes: 1 GiB bounds what one request can make the server allocate.
 MAX_TENSOR_BYTES = 1 << 30
+# The signature of a request that names none.
+DEFAULT_SIGNATURE = "serving_default"
 
 
 class RequestError(Exception):
@@ -80,44 +83,56 @@ class Servable:
         Raises:
             RequestError: the signature is unknown, or the inputs do not fit it or cannot be decoded.
         """
-        key = request.model_spec.signature_name or "serving_default"
+        key = request.model_spec.signature_name or DEFAULT_SIGNATURE
+        specs = self.inputs(key)
+        _check_names(specs, request.inputs)
+        arrays = {name: _array(name, proto, specs[name]) for name, proto in request.inputs.items()}
+        response = predict_pb2.PredictResponse()
+        response.model_spec.name = self.name
+        response.model_spec.version.value = self.version
+        response.model_spec.signature_name = key
+        for name, array in self.run(key, arrays, request.output_filter).items():
+            response.outputs[name].CopyFrom(tf.make_tensor_proto(array))
+        return response
+
+    def inputs(self, key: str) -> dict[str, tf.TensorSpec]:
+        """Answers what a signature takes.
+
+        Raises:
+            RequestError: the signature is unknown.
+        """
         if key not in self._signatures:
             raise RequestError(
                 grpc.StatusCode.FAILED_PRECONDITION,
                 f'Serving signature name: "{key}" not found in signature def',
             )
+        return self._signatures[key].inputs
+
+    def run(
+        self, key: str, arrays: dict[str, np.ndarray], wanted: Iterable[str] = ()
+    ) -> dict[str, np.ndarray]:
+        """Answers a signature's outputs, all or the wanted ones.
+
+        Raises:
+            RequestError: an output is unknown, or an input does not fit or cannot be decoded.
+        """
         signature = self._signatures[key]
-        inputs = self._inputs(signature.inputs, request.inputs)
-        wanted = frozenset(request.output_filter) or signature.outputs
+        wanted = frozenset(wanted) or signature.outputs
         if unknown := wanted - signature.outputs:
             raise invalid(
                 f"output tensor alias not found in signature: {_names(unknown)} "
                 f"Outputs expected to be in the set {{{_names(signature.outputs)}}}."
             )
+        for name, array in arrays.items():
+            _check(name, signature.inputs[name], signature.inputs[name].dtype.as_datatype_enum, array.shape)
+        if "image_bytes" in arrays:
+            self._check_headers(arrays["image_bytes"])
+        inputs = {name: tf.constant(array, signature.inputs[name].dtype) for name, array in arrays.items()}
         try:
             outputs = signature.function(**inputs)
         except tf.errors.OpError as error:
             raise RequestError(_code(error), _trimmed(error.message)) from error
-        response = predict_pb2.PredictResponse()
-        response.model_spec.name = self.name
-        response.model_spec.version.value = self.version
-        response.model_spec.signature_name = key
-        for name in wanted:
-            response.outputs[name].CopyFrom(tf.make_tensor_proto(outputs[name].numpy()))
-        return response
-
-    def _inputs(self, specs: dict[str, tf.TensorSpec], sent: Any) -> dict[str, tf.Tensor]:
-        if set(sent) != set(specs):
-            raise invalid(
-                f"input size does not match signature: {len(sent)}!={len(specs)} "
-                f"len({{{_names(sent)}}}) != len({{{_names(specs)}}}). "
-                f"Sent extra: {{{_names(set(sent) - set(specs))}}}. "
-                f"Missing but required: {{{_names(set(specs) - set(sent))}}}."
-            )
-        arrays = {name: _array(name, proto, specs[name]) for name, proto in sent.items()}
-        if "image_bytes" in arrays:
-            self._check_headers(arrays["image_bytes"])
-        return {name: tf.constant(array, specs[name].dtype) for name, array in arrays.items()}
+        return {name: outputs[name].numpy() for name in wanted}
 
     def _check_headers(self, images: np.ndarray) -> None:
         """Refuses a bomb before anything decodes it."""
@@ -182,6 +197,11 @@ class Repository:
             raise RequestError(grpc.StatusCode.NOT_FOUND, f"Servable not found for request: {wanted}")
         return servable
 
+    @property
+    def names(self) -> Collection[str]:
+        """The models that are served, or should be."""
+        return self.versions
+
     def resolve(self, name: str) -> str:
         """Answers the model's name: itself, or of the only model when "default" is asked for."""
         return next(iter(self.versions)) if name == "default" and len(self.versions) == 1 else name
@@ -217,19 +237,33 @@ def _names(names: Any) -> str:
     return ",".join(sorted(names))
 
 
-def _array(name: str, proto: Any, spec: tf.TensorSpec) -> np.ndarray:
-    """Answers the array of one input, refusing what its signature does not take."""
-    shape = [d.size for d in proto.tensor_shape.dim]
+def _check_names(specs: dict[str, tf.TensorSpec], sent: Any) -> None:
+    if set(sent) != set(specs):
+        raise invalid(
+            f"input size does not match signature: {len(sent)}!={len(specs)} "
+            f"len({{{_names(sent)}}}) != len({{{_names(specs)}}}). "
+            f"Sent extra: {{{_names(set(sent) - set(specs))}}}. "
+            f"Missing but required: {{{_names(set(specs) - set(sent))}}}."
+        )
+
+
+def _check(name: str, spec: tf.TensorSpec, dtype: int, shape: Sequence[int]) -> None:
+    """Refuses what a signature does not take."""
     if (
-        proto.dtype != spec.dtype.as_datatype_enum
-        or proto.tensor_shape.unknown_rank
+        dtype != spec.dtype.as_datatype_enum
         or min(shape, default=0) < 0
         or not spec.shape.is_compatible_with(shape)
     ):
         raise invalid(
             f'input "{name}" must be {spec.dtype.name} of shape {spec.shape}. '
-            f"Received: {_dtype_name(proto.dtype)} of shape {shape}"
+            f"Received: {_dtype_name(dtype)} of shape {list(shape)}"
         )
+
+
+def _array(name: str, proto: Any, spec: tf.TensorSpec) -> np.ndarray:
+    """Answers the array of one input."""
+    shape = [d.size for d in proto.tensor_shape.dim]
+    _check(name, spec, proto.dtype, [-1] if proto.tensor_shape.unknown_rank else shape)
     size = math.prod(shape)
     if size * spec.dtype.size > MAX_TENSOR_BYTES:
         raise invalid(f'input "{name}" may have {MAX_TENSOR_BYTES} bytes at most. Received: shape {shape}')

@@ -1,4 +1,4 @@
-"""The local server: TensorFlow Serving's gRPC interface over the models that `medattn export` writes."""
+"""The local server: TensorFlow Serving's interfaces over the models that `medattn export` writes."""
 
 import logging
 import queue
@@ -9,20 +9,24 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from keras_medattn.serve.calls import Calls
 from keras_medattn.serve.protos import (
     grpc,
     health_pb2_grpc,
     model_service_pb2_grpc,
     prediction_service_pb2_grpc,
 )
+from keras_medattn.serve.rest import Rest
 from keras_medattn.serve.servables import Repository
-from keras_medattn.serve.services import Health, Prediction, Status
+from keras_medattn.serve.services import Health, Models, Prediction
 
 log = logging.getLogger("keras_medattn.serve")
 
 # gRPC cancels requests that have arrived but that its Python loop has not picked up yet (measured: 15 of 100
 # sent just before): so it goes on picking up for this many seconds before it shuts down.
 _SETTLE = 0.5
+# Threads beyond those of predictions: health, status and refusals never wait for a prediction.
+_SPARE = 8
 
 
 class StartError(RuntimeError):
@@ -30,21 +34,23 @@ class StartError(RuntimeError):
 
 
 class Server:
-    """Serves a folder of exported models over gRPC, as TensorFlow Serving would.
+    """Serves a folder of exported models over gRPC and REST, as TensorFlow Serving would.
 
-    `PredictionService.Predict` and `GetModelMetadata`, `ModelService.GetModelStatus`, and gRPC health. Each
-    model is served at its highest version. Nothing is encrypted and nobody is asked who he is: keep to the
-    loopback address, or put a proxy in front.
+    `PredictionService.Predict` and `GetModelMetadata`, `ModelService.GetModelStatus`, and gRPC health; over
+    REST `:predict`, status, metadata and a page for Prometheus. Each model is served at its highest version.
+    Nothing is encrypted and nobody is asked who he is: keep to the loopback address, or put a proxy in front.
 
     Args:
         folder: where `NAME/VERSION/saved_model.pb` lie.
         host: address to listen at.
-        port: port to listen at; 0 takes a free one, see `port`.
+        port: port of gRPC; 0 takes a free one, see `port`.
+        rest_port: port of REST; None for no REST, 0 takes a free one, see `rest_port`.
         max_message_mib: largest request and answer, in MiB.
-        workers: requests answered at the same time; more of them wait.
+        workers: predictions at the same time, over gRPC and REST together.
+        waiting: how many more may wait; one more is refused with RESOURCE_EXHAUSTED.
 
     Raises:
-        StartError: from `start`, when there is no model that loads, or the port is taken.
+        StartError: from `start`, when there is no model that loads, or a port is taken.
 
     Example:
 
@@ -69,19 +75,25 @@ class Server:
         host: str = "127.0.0.1",
         port: int = 8500,
         *,
+        rest_port: int | None = None,
         max_message_mib: int = 64,
         workers: int = 8,
+        waiting: int = 64,
     ) -> None:
         self._folder = Path(folder)
         self._host = host
         self.port = port
+        self.rest_port = rest_port
+        self._workers = workers
+        self._waiting = waiting
         self._health = Health()
-        limit = max_message_mib << 20
+        self._rest: Rest | None = None
+        self._limit = max_message_mib << 20
         self._grpc = grpc.server(
-            ThreadPoolExecutor(workers, thread_name_prefix="request"),
+            ThreadPoolExecutor(workers + waiting + _SPARE, thread_name_prefix="request"),
             options=[
-                ("grpc.max_receive_message_length", limit),
-                ("grpc.max_send_message_length", limit),
+                ("grpc.max_receive_message_length", self._limit),
+                ("grpc.max_send_message_length", self._limit),
                 # Else a second server on the same port starts, and gets half of the requests.
                 ("grpc.so_reuseport", 0),
             ],
@@ -95,13 +107,25 @@ class Server:
             raise StartError(str(error)) from error
         if not models.loaded:
             raise StartError(f"None of the models loads: {models.errors}")
-        prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(Prediction(models), self._grpc)
-        model_service_pb2_grpc.add_ModelServiceServicer_to_server(Status(models), self._grpc)
+        calls = Calls(models, self._workers, self._waiting)
+        prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(
+            Prediction(models, calls), self._grpc
+        )
+        model_service_pb2_grpc.add_ModelServiceServicer_to_server(Models(models, calls), self._grpc)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
         try:
             self.port = self._grpc.add_insecure_port(f"{self._host}:{self.port}")
         except RuntimeError as error:
             raise StartError(f"Cannot listen at {self._host}:{self.port}: try another --port") from error
+        if self.rest_port is not None:
+            try:
+                self._rest = Rest((self._host, self.rest_port), models, calls, self._limit)
+            except OSError as error:
+                where = f"{self._host}:{self.rest_port}"
+                raise StartError(f"Cannot listen at {where}: try another --rest-port") from error
+            self.rest_port = self._rest.server_port
+            self._rest.start()
+            log.info("REST at %s:%d", self._host, self.rest_port)
         self._grpc.start()
         log.info("serving %s at %s:%d", ", ".join(models.loaded), self._host, self.port)
 
@@ -122,8 +146,10 @@ class Server:
         self._health.leave()
         time.sleep(_SETTLE)
         began = time.monotonic()
-        self._grpc.stop(grace).wait()
-        answered = time.monotonic() - began < grace
+        stopped = self._grpc.stop(grace)
+        rest_answered = self._rest is None or self._rest.stop(grace)
+        stopped.wait()
+        answered = rest_answered and time.monotonic() - began < grace
         log.info("stopped" if answered else "stopped; some requests had no answer in time")
         return answered
 
@@ -133,6 +159,7 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8500,
     *,
+    rest_port: int | None = None,
     max_message_mib: int = 64,
     workers: int = 8,
     grace: float = 30.0,
@@ -140,11 +167,12 @@ def serve(
     """Serves until SIGTERM or SIGINT, then answers the requests in flight. For the main thread of a program.
 
     Args:
-        folder: as for `Server`, like the next four.
+        folder: as for `Server`, like the next five.
         host: address.
-        port: port.
+        port: port of gRPC.
+        rest_port: port of REST.
         max_message_mib: largest message.
-        workers: requests at a time.
+        workers: predictions at a time.
         grace: seconds for the requests in flight. A second signal ends the program at once.
 
     Returns:
@@ -165,7 +193,9 @@ def serve(
 
     before = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        server = Server(folder, host, port, max_message_mib=max_message_mib, workers=workers)
+        server = Server(
+            folder, host, port, rest_port=rest_port, max_message_mib=max_message_mib, workers=workers
+        )
         server.start()
         signals.get()
         return 0 if server.stop(grace) else 1

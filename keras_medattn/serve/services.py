@@ -1,10 +1,10 @@
 """The gRPC services: TensorFlow Serving's two, and health."""
 
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from keras_medattn.serve.calls import MAX_ERROR_TEXT, Calls
 from keras_medattn.serve.protos import (
     get_model_metadata_pb2,
     get_model_status_pb2,
@@ -13,86 +13,148 @@ from keras_medattn.serve.protos import (
     model_service_pb2_grpc,
     prediction_service_pb2_grpc,
 )
-from keras_medattn.serve.servables import Repository, RequestError, invalid
+from keras_medattn.serve.servables import DEFAULT_SIGNATURE, Repository, RequestError, invalid
 
-log = logging.getLogger("keras_medattn.serve")
 
-# gRPC sends an error's text in a header of at most 8 KiB, where a character may take 12 bytes.
-_MAX_ERROR_TEXT = 600
+def metadata(models: Repository, request: Any) -> Any:
+    """Answers a `GetModelMetadataResponse`: the signatures of a model.
+
+    Raises:
+        RequestError: no such model or field.
+    """
+    if not request.metadata_field:
+        raise invalid("GetModelMetadataRequest must specify at least one metadata_field")
+    if unknown := set(request.metadata_field) - {"signature_def"}:
+        raise invalid(f"Metadata field {sorted(unknown)[0]} is not supported")
+    model = models.find(request.model_spec)
+    signatures = get_model_metadata_pb2.SignatureDefMap()
+    for name, signature in model.signature_defs.items():
+        signatures.signature_def[name].CopyFrom(signature)
+    response = get_model_metadata_pb2.GetModelMetadataResponse()
+    response.model_spec.name = model.name
+    response.model_spec.version.value = model.version
+    response.metadata["signature_def"].Pack(signatures)
+    return response
+
+
+def status(models: Repository, request: Any) -> Any:
+    """Answers a `GetModelStatusResponse`: the state of each version, or of the one that is asked for.
+
+    Raises:
+        RequestError: no such model or version.
+    """
+    spec = request.model_spec
+    name = models.resolve(spec.name)
+    version = models.versions.get(name)
+    if version is None:
+        text = f"Could not find any versions of model {spec.name}"
+        raise RequestError(grpc.StatusCode.NOT_FOUND, text)
+    if spec.HasField("version") and spec.version.value != version:
+        text = f"Could not find version {spec.version.value} of model {spec.name}"
+        raise RequestError(grpc.StatusCode.NOT_FOUND, text)
+    response = get_model_status_pb2.GetModelStatusResponse()
+    status = response.model_version_status.add(version=version)
+    # Set even when it is OK, as TensorFlow Serving does.
+    status.status.error_code = grpc.StatusCode.OK.value[0]
+    if name in models.loaded:
+        status.state = get_model_status_pb2.ModelVersionStatus.AVAILABLE
+    else:
+        status.state = get_model_status_pb2.ModelVersionStatus.END
+        status.status.error_code = grpc.StatusCode.UNKNOWN.value[0]
+        status.status.error_message = models.errors[name][:MAX_ERROR_TEXT]
+    return response
+
+
+def refuse_method(models: Repository, spec: Any, kind: str) -> None:
+    """Raises TensorFlow Serving's answer when a signature is asked to classify or to regress.
+
+    Our signatures all predict, and so would it answer.
+
+    Args:
+        models: where the model is looked for.
+        spec: the `ModelSpec` that was sent.
+        kind: "classification" or "regression".
+    """
+    model = models.find(spec)
+    key = spec.signature_name or DEFAULT_SIGNATURE
+    if key not in model.signature_defs:
+        raise invalid(f"No signature was found with the name: {key}")
+    wanted = {"classification": "classify", "regression": "regress"}[kind]
+    raise invalid(
+        f"Expected {kind} signature method_name to be tensorflow/serving/{wanted}. "
+        f"Was: {model.signature_defs[key].method_name}"
+    )
 
 
 @contextmanager
-def _answering(context: grpc.ServicerContext, model: str) -> Iterator[None]:
-    """Turns what goes wrong into a gRPC status and a line of the log."""
+def _answering(calls: Calls, context: grpc.ServicerContext, model: str, method: str) -> Iterator[None]:
+    """Turns what goes wrong into a gRPC status."""
     try:
-        yield
+        with calls.answering(model, method, "GRPC"):
+            yield
     except RequestError as error:
-        text = str(error)[:_MAX_ERROR_TEXT]
-        log.warning("model %r: %s %r", model[:100], error.code.name, text)
-        context.abort(error.code, text)
-    except Exception:
-        log.exception("model %r: INTERNAL", model[:100])
-        context.abort(grpc.StatusCode.INTERNAL, "The server failed to answer; its log says why.")
+        context.abort(error.code, str(error))
 
 
 class Prediction(prediction_service_pb2_grpc.PredictionServiceServicer):
-    """`PredictionService`: Predict and GetModelMetadata; what else it has answers UNIMPLEMENTED."""
+    """`PredictionService`: Predict and GetModelMetadata; the rest refuses signatures that predict."""
 
-    def __init__(self, models: Repository) -> None:
+    def __init__(self, models: Repository, calls: Calls) -> None:
         self._models = models
+        self._calls = calls
 
     def Predict(self, request: Any, context: grpc.ServicerContext) -> Any:
         """Runs a signature, unless the asker gave up while waiting for a worker."""
-        if not context.is_active():
-            return None
-        with _answering(context, request.model_spec.name):
-            return self._models.find(request.model_spec).predict(request)
+        with _answering(self._calls, context, request.model_spec.name, "Predict"), self._calls.place():
+            return self._models.find(request.model_spec).predict(request) if context.is_active() else None
 
     def GetModelMetadata(self, request: Any, context: grpc.ServicerContext) -> Any:
         """Answers the model's signatures."""
-        with _answering(context, request.model_spec.name):
-            if not request.metadata_field:
-                raise invalid("GetModelMetadataRequest must specify at least one metadata_field")
-            if unknown := set(request.metadata_field) - {"signature_def"}:
-                raise invalid(f"Metadata field {sorted(unknown)[0]} is not supported")
-            model = self._models.find(request.model_spec)
-            signatures = get_model_metadata_pb2.SignatureDefMap()
-            for name, signature in model.signature_defs.items():
-                signatures.signature_def[name].CopyFrom(signature)
-            response = get_model_metadata_pb2.GetModelMetadataResponse()
-            response.model_spec.name = model.name
-            response.model_spec.version.value = model.version
-            response.metadata["signature_def"].Pack(signatures)
-            return response
+        with _answering(self._calls, context, request.model_spec.name, "GetModelMetadata"):
+            return metadata(self._models, request)
+
+    def Classify(self, request: Any, context: grpc.ServicerContext) -> Any:
+        """Refuses: no signature classifies."""
+        with _answering(self._calls, context, request.model_spec.name, "Classify"):
+            if not request.HasField("model_spec"):
+                raise invalid("Missing ModelSpec")
+            refuse_method(self._models, request.model_spec, "classification")
+
+    def Regress(self, request: Any, context: grpc.ServicerContext) -> Any:
+        """Refuses: no signature regresses."""
+        with _answering(self._calls, context, request.model_spec.name, "Regress"):
+            if not request.HasField("model_spec"):
+                raise invalid("Missing ModelSpec")
+            refuse_method(self._models, request.model_spec, "regression")
+
+    def MultiInference(self, request: Any, context: grpc.ServicerContext) -> Any:
+        """Refuses: no signature classifies or regresses."""
+        name = request.tasks[0].model_spec.name if request.tasks else ""
+        with _answering(self._calls, context, name, "MultiInference"):
+            if not request.tasks:
+                raise invalid("MultiInferenceRequest must have at least one task. Received: none")
+            task = request.tasks[0]
+            kinds = {
+                "tensorflow/serving/classify": "classification",
+                "tensorflow/serving/regress": "regression",
+            }
+            if task.method_name not in kinds:
+                text = f"Unsupported signature method_name: {task.method_name}"
+                raise RequestError(grpc.StatusCode.UNIMPLEMENTED, text)
+            refuse_method(self._models, task.model_spec, kinds[task.method_name])
 
 
-class Status(model_service_pb2_grpc.ModelServiceServicer):
+class Models(model_service_pb2_grpc.ModelServiceServicer):
     """`ModelService`: GetModelStatus."""
 
-    def __init__(self, models: Repository) -> None:
+    def __init__(self, models: Repository, calls: Calls) -> None:
         self._models = models
+        self._calls = calls
 
     def GetModelStatus(self, request: Any, context: grpc.ServicerContext) -> Any:
-        """Answers the state of the version that is served, or was to be."""
-        spec = request.model_spec
-        with _answering(context, spec.name):
-            name = self._models.resolve(spec.name)
-            version = self._models.versions.get(name)
-            if version is None:
-                text = f"Could not find any versions of model {spec.name}"
-                raise RequestError(grpc.StatusCode.NOT_FOUND, text)
-            if spec.HasField("version") and spec.version.value != version:
-                text = f"Could not find version {spec.version.value} of model {spec.name}"
-                raise RequestError(grpc.StatusCode.NOT_FOUND, text)
-            response = get_model_status_pb2.GetModelStatusResponse()
-            status = response.model_version_status.add(version=version)
-            if name in self._models.loaded:
-                status.state = get_model_status_pb2.ModelVersionStatus.AVAILABLE
-            else:
-                status.state = get_model_status_pb2.ModelVersionStatus.END
-                status.status.error_code = grpc.StatusCode.UNKNOWN.value[0]
-                status.status.error_message = self._models.errors[name][:_MAX_ERROR_TEXT]
-            return response
+        """Answers the state of the model's versions."""
+        with _answering(self._calls, context, request.model_spec.name, "GetModelStatus"):
+            return status(self._models, request)
 
 
 class Health(health.HealthServicer):

@@ -13,9 +13,7 @@ import pytest
 from PIL import Image
 
 CLASSES = ["red", "green", "blue"]
-SERVE = (
-    "import sys; from keras_medattn.serve import serve; sys.exit(serve(sys.argv[1], port=int(sys.argv[2])))"
-)
+SERVE = "import sys, json; from keras_medattn.serve import serve; sys.exit(serve(**json.loads(sys.argv[1])))"
 
 
 def picture(seed: int, kind: str = "PNG", size: tuple[int, int] = (24, 16)) -> bytes:
@@ -115,10 +113,11 @@ def models(tmp_path_factory) -> Path:
     return folder
 
 
-def start(folder: Path, log: Path, port: int = 0) -> tuple[subprocess.Popen, int]:
+def start(folder: Path | None, log: Path, port: int = 0, **options) -> tuple[subprocess.Popen, int]:
     """Starts a server process, and answers it and its port once it serves."""
+    options |= {"folder": folder and str(folder), "port": port}
     with log.open("wb") as file:
-        process = subprocess.Popen([sys.executable, "-c", SERVE, str(folder), str(port)], stderr=file)
+        process = subprocess.Popen([sys.executable, "-c", SERVE, json.dumps(options)], stderr=file)
     while not (found := re.search(r"serving .* at 127\.0\.0\.1:(\d+)", log.read_text())):
         try:
             process.wait(0.1)
@@ -132,7 +131,13 @@ def start(folder: Path, log: Path, port: int = 0) -> tuple[subprocess.Popen, int
 def server(models, tmp_path_factory):
     """(target, log file) of a server that all tests here ask."""
     log = tmp_path_factory.mktemp("log") / "stderr"
-    process, port = start(models, log)
+    process, port = start(models, log, rest_port=0)
     yield f"127.0.0.1:{port}", log
     process.send_signal(signal.SIGINT)
     assert process.wait(30) == 0
+
+
+@pytest.fixture(scope="session")
+def rest(server) -> str:
+    """HOST:PORT of its REST."""
+    return re.search(r"REST at (\S+)", server[1].read_text())[1]

@@ -15,9 +15,11 @@ from tensorflow_serving.apis import (
     classification_pb2,
     get_model_metadata_pb2,
     get_model_status_pb2,
+    inference_pb2,
     model_service_pb2_grpc,
     predict_pb2,
     prediction_service_pb2_grpc,
+    regression_pb2,
 )
 
 from keras_medattn.serve import Server, StartError, serve
@@ -226,9 +228,52 @@ def test_a_message_over_the_limit_is_refused(predictions):
     assert code == Code.RESOURCE_EXHAUSTED
 
 
-def test_the_rest_of_the_service_is_unimplemented(predictions):
-    code, _ = refusal(predictions.Classify, classification_pb2.ClassificationRequest())
-    assert code == Code.UNIMPLEMENTED
+def test_signatures_neither_classify_nor_regress(predictions):
+    classify = classification_pb2.ClassificationRequest()
+    assert refusal(predictions.Classify, classify) == (Code.INVALID_ARGUMENT, "Missing ModelSpec")
+    classify.model_spec.name = "toy"
+    assert refusal(predictions.Classify, classify) == (
+        Code.INVALID_ARGUMENT,
+        "Expected classification signature method_name to be tensorflow/serving/classify. "
+        "Was: tensorflow/serving/predict",
+    )
+    classify.model_spec.signature_name = "heat"
+    assert refusal(predictions.Classify, classify)[1] == "No signature was found with the name: heat"
+    regress = regression_pb2.RegressionRequest()
+    regress.model_spec.name = "toy"
+    code, text = refusal(predictions.Regress, regress)
+    assert (code, text[:46]) == (Code.INVALID_ARGUMENT, "Expected regression signature method_name to b")
+    both = inference_pb2.MultiInferenceRequest()
+    task = both.tasks.add(method_name="tensorflow/serving/classify")
+    task.model_spec.name = "toy"
+    code, text = refusal(predictions.MultiInference, both)
+    assert (code, text[-31:]) == (Code.INVALID_ARGUMENT, "Was: tensorflow/serving/predict")
+    task.method_name = "tensorflow/serving/predict"
+    assert refusal(predictions.MultiInference, both) == (
+        Code.UNIMPLEMENTED,
+        "Unsupported signature method_name: tensorflow/serving/predict",
+    )
+    task.model_spec.name = "nobody"
+    task.method_name = "tensorflow/serving/regress"
+    assert refusal(predictions.MultiInference, both)[0] == Code.NOT_FOUND
+
+
+def test_more_than_may_wait_are_refused_and_health_answers_meanwhile(models):
+    server = Server(models, port=0, workers=2, waiting=3)
+    server.start()
+    with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+        asked = [stub.Predict.future(request(signature="slow", seconds=[0.8])) for _ in range(12)]
+        time.sleep(0.4)
+        began = time.monotonic()
+        status = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest()).status
+        assert status == health_pb2.HealthCheckResponse.SERVING
+        assert not any(call.done() and call.code() == Code.OK for call in asked)
+        assert time.monotonic() - began < 0.4
+        outcomes = [(call.code().name, call.details()) for call in asked]
+        assert server.stop()
+    assert sorted(code for code, _ in outcomes) == ["OK"] * 5 + ["RESOURCE_EXHAUSTED"] * 7
+    assert "The server has 5 predictions to answer and takes no more" in max(outcomes)[1]
 
 
 def test_metadata(predictions):
