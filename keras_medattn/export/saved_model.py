@@ -28,6 +28,8 @@ def export(
     class_names: Sequence[str],
     to: Path | str,
     samples: Manifest,
+    temperature: float = 1.0,
+    threshold: float | None = None,
 ) -> tuple[Path, dict[str, float]]:
     """Write the next version of a SavedModel, compare it with the Keras model, and publish it.
 
@@ -39,6 +41,8 @@ def export(
         class_names: in the order of the scores.
         to: the model's folder; the version is one above the highest in it.
         samples: images on which the two are compared, from file to answer.
+        temperature: of `medattn calibrate`, inside the model from now on.
+        threshold: of two classes, the probability from which the second is the label; None: the likelier.
 
     Returns:
         The version's folder, and the largest difference in probabilities by signature.
@@ -59,13 +63,15 @@ def export(
     model = model.snapshot() if hasattr(model, "snapshot") else model  # without what only training needs
     try:
         kind = ExportedVolumes if recipe.data.slices else Exported
-        exported = kind(model, class_names, recipe.data.image_size, window, recipe.data.max_pixels)
+        exported = kind(
+            model, class_names, recipe.data.image_size, window, recipe.data.max_pixels, temperature, threshold
+        )
         tf.saved_model.save(exported, str(aside), signatures=exported.signatures())
         extra = aside / "assets.extra"
         extra.mkdir()
-        write_json(_about(model, recipe, class_names), extra / "medattn.json")
+        write_json(_about(model, recipe, class_names, temperature, threshold), extra / "medattn.json")
         _write_warmup(extra / "tf_serving_warmup_requests", recipe.data.image_size, bool(recipe.data.slices))
-        differences = verify.differences(aside, model, recipe, samples)
+        differences = verify.differences(aside, model, recipe, samples, temperature)
         worst = max(differences.values())
         if not worst <= TOLERANCE:
             raise ExportError(
@@ -78,7 +84,7 @@ def export(
     return version, differences
 
 
-def _about(model, recipe, class_names: Sequence[str]) -> dict:
+def _about(model, recipe, class_names: Sequence[str], temperature: float, threshold: float | None) -> dict:
     return {
         "system": type(model).__name__,
         "class_names": list(class_names),
@@ -87,7 +93,8 @@ def _about(model, recipe, class_names: Sequence[str]) -> dict:
         "window": list(recipe.data.window) or None,
         "max_pixels": recipe.data.max_pixels,
         "central": recipe.data.central if recipe.data.slices else None,
-        "temperature": 1.0,
+        "temperature": temperature,
+        "threshold": threshold,
     }
 
 

@@ -22,6 +22,9 @@ class Exported(tf.Module):
       where the model has them `boxes (B, K, 4)`, in pixels `(x0, y0, x1, y1)` of the sent image, and
       `weights (B, K)`, contributions to the class's score, highest first.
 
+    The label is the most probable class; with a `threshold` it is class 1 where its probability is at least
+    that, else class 0, and the evidence is for the most probable class all the same.
+
     Args:
         model: a trained model of this package.
         class_names: in the order of the scores.
@@ -29,6 +32,7 @@ class Exported(tf.Module):
         window: intensity window of 16-bit images, or None.
         max_pixels: larger images fail before they are decoded.
         temperature: divides the scores before the softmax; 1 until it is fitted.
+        threshold: of two classes, the probability from which the second is answered, or None.
     """
 
     def __init__(
@@ -39,12 +43,14 @@ class Exported(tf.Module):
         window: tuple[float, float] | None,
         max_pixels: int,
         temperature: float = 1.0,
+        threshold: float | None = None,
     ):
         super().__init__(name="exported")
         self.model, self.image_size = model, image_size
         self.window, self.max_pixels = window, max_pixels
         self.class_names = tf.constant(list(class_names))
         self.temperature = tf.constant(temperature, tf.float32)
+        self.threshold = threshold
 
     def signatures(self) -> dict[str, Any]:
         """Trace the signatures, by their names."""
@@ -88,9 +94,12 @@ class Exported(tf.Module):
         return tf.map_fn(one, image_bytes, fn_output_signature=kinds)
 
     def _answers(self, scores):
+        probabilities = tf.nn.softmax(scores / self.temperature)
         label = tf.argmax(scores, axis=-1)
+        if self.threshold is not None:
+            label = tf.cast(probabilities[:, 1] >= self.threshold, tf.int64)
         return {
-            "probabilities": tf.nn.softmax(scores / self.temperature),
+            "probabilities": probabilities,
             "label": label,
             "class_name": tf.gather(self.class_names, label),
         }

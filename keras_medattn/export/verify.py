@@ -13,7 +13,7 @@ from keras_medattn.data.headers import read_header
 from keras_medattn.data.manifest import Manifest
 
 
-def differences(folder: Path, model, recipe, samples: Manifest) -> dict[str, float]:
+def differences(folder: Path, model, recipe, samples: Manifest, temperature: float = 1.0) -> dict[str, float]:
     """Find the largest difference in probabilities of each signature to the Keras model.
 
     Images that a signature cannot take (a TIFF as bytes) are left out of it.
@@ -23,6 +23,7 @@ def differences(folder: Path, model, recipe, samples: Manifest) -> dict[str, flo
         model: the Keras model it was made from.
         recipe: its recipe.
         samples: images to compare on.
+        temperature: that the export divides the scores by.
 
     Returns:
         The largest absolute difference by signature.
@@ -31,7 +32,7 @@ def differences(folder: Path, model, recipe, samples: Manifest) -> dict[str, flo
     found = dict.fromkeys(served.signatures, 0.0)
     for path in samples.paths:
         sized, sent = _volume(path, recipe.data) if recipe.data.slices else _image(path, recipe.data)
-        expected = tf.nn.softmax(model(sized, training=False)).numpy()
+        expected = tf.nn.softmax(model(sized, training=False) / temperature).numpy()
         for name, inputs in sent.items():
             answer = served.signatures[name](**inputs)["probabilities"].numpy()
             found[name] = max(found[name], float(np.abs(answer - expected).max()))

@@ -43,7 +43,7 @@ class ExportedVolumes(Exported):
         found = self.model.explain({"image": sized, "mask": mask})
         answers = self._answers(found["scores"])
         answers["slice_scores"] = found["slice_scores"]
-        answers["attention"] = self._attention(sized, mask, answers["label"])
+        answers["attention"] = self._attention(sized, mask, tf.argmax(found["scores"], axis=-1))
         if "boxes" in found:
             sent = tf.cast(tf.shape(image)[2:4], tf.float32)
             ratio = sent / tf.constant(self.image_size, tf.float32)  # height, width

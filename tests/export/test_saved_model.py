@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
+from scipy.special import softmax
 
 from keras_medattn.data import pipeline
 from keras_medattn.explain import heatmaps
@@ -46,6 +47,26 @@ def test_every_signature_answers_as_keras(served, tiny_run, batch):
         names = [("none", "spot")[place].encode() for place in expected.argmax(axis=-1)]
         assert answer["class_name"].numpy().tolist() == names
         assert all(value.shape[0] == batch for value in answer.values())
+
+
+def test_temperature_and_threshold_are_inside(tiny_run, tmp_path):
+    """A threshold between the answers of two images: labels follow it, not the likelier class."""
+    model, test = tiny_run.model(), tiny_run.manifest.split("test")
+    scores = model(np.stack([pipeline.read_sized(path, (64, 80)) for path in test.paths])).numpy()
+    expected = softmax(scores / 2.5, axis=-1)
+    threshold = float(np.sort(expected[:, 1])[3:5].mean())
+    folder, differences = saved_model.export(
+        model, tiny_run.recipe, tiny_run.manifest.class_names, tmp_path / "m", test, 2.5, threshold
+    )
+    assert max(differences.values()) <= 1e-5  # to the calibrated answers
+    served = tf.saved_model.load(str(folder))
+    answer = served.signatures["serving_default"](tf.constant([path.read_bytes() for path in test.paths]))
+    np.testing.assert_allclose(answer["probabilities"], expected, atol=1e-5)
+    assert answer["label"].numpy().tolist() == (expected[:, 1] >= threshold).astype(int).tolist()
+    assert answer["label"].numpy().sum() == 4  # of eight
+    assert (answer["label"].numpy() != scores.argmax(axis=-1)).any()
+    about = json.loads((folder / "assets.extra" / "medattn.json").read_text())
+    assert (about["temperature"], about["threshold"]) == (2.5, threshold)
 
 
 def test_evidence_is_in_pixels_of_the_sent_image(served, tiny_run):
