@@ -171,16 +171,48 @@ def steps_an_epoch(count: int, batch_size: int) -> int:
     return -(-count // batch_size)
 
 
-def rows_of_step(step: int, count: int, batch_size: int, seed: int) -> tuple[int, np.ndarray]:
+def rows_of_step(
+    step: int, count: int, batch_size: int, seed: int, balance: np.ndarray | None = None
+) -> tuple[int, np.ndarray]:
     """The epoch that a step belongs to, and the rows of its batch.
+
+    Args:
+        step: from 0, over all epochs.
+        count: how many examples there are, and are drawn an epoch.
+        batch_size: examples a step.
+        seed: with the epoch, it alone decides the order.
+        balance: `(count,)` labels, whose classes are drawn equally often: an epoch repeats the examples of
+            rare classes, each as often as the others of its class but for one, and leaves out some of the
+            frequent ones, others each time. None: an epoch has each example once.
 
     Example:
         >>> rows_of_step(3, count=4, batch_size=2, seed=0)[0]
         1
+        >>> bool((rows_of_step(0, 4, 4, 0, np.array([0, 0, 0, 1]))[1] == 3).sum() == 2)
+        True
     """
-    epoch, place = divmod(step, steps_an_epoch(count, batch_size))
-    order = np.random.default_rng([seed, epoch]).permutation(count)
-    return epoch, np.array_split(order, steps_an_epoch(count, batch_size))[place]
+    epoch = step // steps_an_epoch(count, batch_size)
+    draws = np.random.default_rng([seed, epoch])
+    order = draws.permutation(count if balance is None else _balanced(balance, draws))
+    return epoch, order[_places(step, count, batch_size)]
+
+
+def _places(step: int, count: int, batch_size: int) -> np.ndarray:
+    """Where in its epoch's order a step's batch stands."""
+    steps = steps_an_epoch(count, batch_size)
+    return np.array_split(np.arange(count), steps)[step % steps]
+
+
+def _balanced(labels: np.ndarray, draws: np.random.Generator) -> np.ndarray:
+    """As many rows as there are labels, of each class equally many, or one more."""
+    classes = draws.permutation(np.unique(labels))  # so that not the same one always has one more
+    shares = np.array_split(np.arange(len(labels)), len(classes))
+    rows = []
+    for name, share in zip(classes, shares, strict=True):
+        own = np.flatnonzero(labels == name)
+        rounds = [draws.permutation(own) for _ in range(-(-len(share) // len(own)))]
+        rows.append(np.concatenate(rounds)[: len(share)])
+    return np.concatenate(rows)
 
 
 def training_batches(
@@ -190,6 +222,7 @@ def training_batches(
     seed: int,
     epochs: range,
     augment: Augment | None = None,
+    balance: bool = False,
 ) -> tf.data.Dataset:
     """Batches `(inputs, labels)` for the given epochs, in an order that the seed fixes.
 
@@ -200,13 +233,15 @@ def training_batches(
         seed: with epoch and row, it alone decides order and augmentation.
         epochs: those to deliver; after a resume it starts past 0.
         augment: maps images and a seed pair for each to images.
+        balance: draw the classes equally often; see `rows_of_step`.
     """
     count, steps = len(labels), steps_an_epoch(len(labels), batch_size)
     first = fetch(np.array([0]), 0)
 
     def batch(step):
-        epoch, rows = rows_of_step(int(step), count, batch_size, seed)
-        mixed = np.random.default_rng([seed, epoch, 1]).integers(0, 2**31 - 1, count, np.int32)[rows]
+        epoch, rows = rows_of_step(int(step), count, batch_size, seed, labels if balance else None)
+        own = _places(int(step), count, batch_size) if balance else rows  # rows may stand twice in an epoch
+        mixed = np.random.default_rng([seed, epoch, 1]).integers(0, 2**31 - 1, count, np.int32)[own]
         seeds = np.stack([mixed, rows.astype(np.int32)], axis=1)  # (B, 2)
         return *tf.nest.flatten(fetch(rows, epoch)), seeds, labels[rows].astype(np.int64)
 

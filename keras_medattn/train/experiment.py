@@ -139,7 +139,7 @@ def load(run: Path | str, data: Path | str | None = None) -> list[Part]:
         ManifestError: images of the split are not in `data`.
     """
     run = Path(run)
-    home = run.parent if (run / "split.csv").is_file() and not (run / "run.json").is_file() else run
+    home = home_of(run)
     try:
         about = read_json(home / "run.json")
     except (OSError, ValueError) as error:
@@ -154,6 +154,11 @@ def load(run: Path | str, data: Path | str | None = None) -> list[Part]:
         for folder, seed, _ in _folders(home, about["folds"], about["seeds"])
         if run in (home, folder)
     ]
+
+
+def home_of(run: Path) -> Path:
+    """The run folder of a run, or of one of its models."""
+    return run.parent if (run / "split.csv").is_file() and not (run / "run.json").is_file() else run
 
 
 def _stored(folder: Path, recipe: Recipe, root: Path, class_names: list[str]) -> Part:
@@ -228,6 +233,8 @@ def _manifest(recipe: Recipe, data: Path | str, edited: Path, progress: inputs.P
 def _stored_about(out: Path, about: dict) -> dict:
     """The `run.json` of the run to resume, which must be the same run."""
     stored = read_json(out / "run.json")
+    whole = recipes.from_dict(stored["recipe"], str(out / "run.json"))  # with settings that came later
+    stored |= {"recipe": whole.to_dict()}
     for key in ("recipe", "folds", "seeds", "class_names"):
         if stored[key] != about[key]:
             raise RecipeError(

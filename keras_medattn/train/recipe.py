@@ -72,6 +72,8 @@ class Train:
             decay d, as PyTorch's SGD and Adam have it, is `l2 = d / 2`.
         label_smoothing: of the cross entropy.
         class_weights: weigh classes by the inverse of their frequency.
+        balance: draw classes equally often instead: an epoch repeats images of rare classes, each time
+            augmented anew, and leaves out some of the frequent ones, others each time.
         patience: epochs without a better `monitor` after which training stops.
         monitor: `val_auroc` or `val_loss`; or `epoch`, which keeps the last one: for sets whose validation
             side is too small to choose by.
@@ -96,6 +98,7 @@ class Train:
     l2: float = 0.0
     label_smoothing: float = 0.0
     class_weights: bool = True
+    balance: bool = False
     patience: int = 15
     monitor: str = "val_auroc"
     watch_test: bool = False
@@ -251,6 +254,12 @@ def _sensible(recipe: Recipe, source: str) -> None:
         (train.patience > 0, "train.patience", train.patience, "1 or more"),
         (train.backbone_rate >= 0, "train.backbone_rate", train.backbone_rate, "0 or more"),
         (0 <= train.label_smoothing < 1, "train.label_smoothing", train.label_smoothing, "in [0, 1)"),
+        (
+            not (train.balance and train.class_weights),
+            "train.class_weights",
+            train.class_weights,
+            "false where train.balance is true: together they would weigh rare classes twice",
+        ),
         (
             train.monitor in ("val_auroc", "val_loss", "epoch"),
             "train.monitor",

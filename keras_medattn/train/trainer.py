@@ -162,6 +162,7 @@ def fit(
             settings.seed,
             epochs,
             feed.change,
+            settings.balance,
         ).map(lambda x, y: (x, tf.one_hot(y, classes)))
         fitted.fit(
             data,

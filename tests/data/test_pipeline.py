@@ -80,6 +80,62 @@ def test_rows_of_step_is_what_the_batches_hold():
         np.testing.assert_array_equal(labels, rows)
 
 
+RARE = np.array([0] * 20 + [1] * 6 + [2] * 3)
+
+
+def order_of(epoch, batch_size=4, labels=RARE):
+    steps = pipeline.steps_an_epoch(len(labels), batch_size)
+    found = [
+        pipeline.rows_of_step(epoch * steps + step, len(labels), batch_size, 5, labels)
+        for step in range(steps)
+    ]
+    assert {one for one, _ in found} == {epoch}
+    return np.concatenate([rows for _, rows in found])
+
+
+def test_balanced_epochs_draw_classes_equally_often():
+    orders = [order_of(epoch) for epoch in range(60)]
+    shares = np.array([np.bincount(RARE[rows], minlength=3) for rows in orders])
+    assert (shares.sum(axis=1) == len(RARE)).all()
+    assert set(shares.ravel()) == {9, 10}
+    assert (shares == 9).any(axis=0).all()  # 29 = 10 + 10 + 9, and no class is always the short one
+    for rows in orders:
+        times = np.bincount(rows, minlength=len(RARE))
+        assert times[:20].max() == 1
+        for rare in (slice(20, 26), slice(26, 29)):
+            assert np.ptp(times[rare]) <= 1
+    seen = np.bincount(np.concatenate(orders), minlength=len(RARE))
+    drawn = shares[:, 0].sum() / 20
+    assert np.abs(seen[:20] - drawn).max() < 5 * (drawn * 0.5) ** 0.5  # none of the frequent is preferred
+    first = np.array([RARE[rows[:10]] for rows in orders])
+    np.testing.assert_allclose((first == 2).mean(), 1 / 3, atol=5 * (2 / 9 / 600) ** 0.5)  # and well mixed
+    np.testing.assert_array_equal(orders[7], order_of(7, batch_size=11))
+    assert not np.array_equal(np.sort(orders[0]), np.sort(orders[1]))
+
+
+def test_balanced_batches_go_on_after_a_resume_and_augment_repeats_apart():
+    images = np.repeat(IMAGES[:1], len(RARE), axis=0)
+    images[:, 0, 0, 0] = np.arange(len(RARE))  # what the row is, in a corner that no change below touches
+
+    def batches(epochs, batch_size=4):
+        def change(images, seeds):
+            corner = tf.cast(images[:, :1, :1, :1], tf.float32)
+            return corner + tf.reshape(tf.cast(seeds[:, 0], tf.float32), (-1, 1, 1, 1)) / 2**31
+
+        data = pipeline.training_batches(
+            lambda rows, _: images[rows], RARE, batch_size, 5, epochs, change, balance=True
+        )
+        parts = [(x.numpy().ravel(), y.numpy()) for x, y in data]
+        return (np.concatenate(part) for part in zip(*parts, strict=True))
+
+    seen, labels = batches(range(2))
+    np.testing.assert_array_equal(np.floor(seen), np.concatenate([order_of(0), order_of(1)]))
+    np.testing.assert_array_equal(labels, RARE[np.floor(seen).astype(int)])
+    assert len(np.unique(seen[:29])) == 29  # repeats of a row have seeds of their own
+    rest, _ = batches(range(1, 2), batch_size=7)
+    np.testing.assert_array_equal(seen[29:], rest)
+
+
 def test_fetch_is_told_the_epoch():
     data = pipeline.training_batches(
         lambda rows, epoch: np.full((len(rows), 1), epoch, np.float32), LABELS, 4, 0, range(2, 5)

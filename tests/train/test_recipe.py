@@ -70,6 +70,7 @@ def test_settings_are_typed_and_overridden(tmp_path):
         ("[train]\nstep_epochs = 0\n", r"train\.step_epochs must be 1 or more\. Received: 0"),
         ("[train]\nstep_factor = 2\n", r"train\.step_factor must be in \(0, 1\]\. Received: 2\.0"),
         ("[train]\nmomentum = 1\n", r"train\.momentum must be in \[0, 1\)\. Received: 1\.0"),
+        ("[train]\nbalance = true\n", r"train\.class_weights must be false where train\.balance is true"),
         ("[train]\nl2 = -1\n", r"train\.l2 must be 0 or more\. Received: -1\.0"),
         ('[train]\nmonitor = "accuracy"\n', r"train\.monitor must be val_auroc, val_loss or epoch"),
         ('[[augment]]\nlayer = "Dense"\n', r"layer must name an image augmentation .* Received: 'Dense'"),

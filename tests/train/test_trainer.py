@@ -169,8 +169,30 @@ def test_run_is_never_overwritten_and_resumes_only_itself(tmp_path, tiny_set, ti
         experiment.train(settings(epochs=9), tiny_set, out, resume=True, write=quiet)
     with pytest.raises(RunError, match="no run to resume"):
         experiment.train(settings(), tiny_set, tmp_path / "none", resume=True, write=quiet)
+    about = read_json(out / "run.json")
+    about["recipe"]["train"].pop("balance")  # a setting that came later
+    write_json(about, out / "run.json")
     experiment.train(tiny_run.recipe, tiny_set, out, resume=True, write=quiet)  # finished: nothing to do
     assert (out / "best.keras").read_bytes() == before
+    assert experiment.load(out)[0].recipe == tiny_run.recipe
+
+
+def test_balanced_epochs_reach_the_model(tmp_path, tiny_set):
+    """Of equal pictures nothing can be learnt but how often each class is drawn."""
+    rows = ["path,label,split"]
+    for number in range(14):
+        (tmp_path / f"{number}.png").write_bytes((tiny_set.parent / "01.png").read_bytes())
+        side = "train" if number < 10 else "val" if number < 12 else "test"
+        rows.append(f"{number}.png,{'b' if number in (0, 1, 10, 12) else 'a'},{side}")
+    (tmp_path / "set.csv").write_text("\n".join(rows))
+    means = []
+    for balance in (False, True):
+        cheap = {"epochs": 4, "learning_rate": 0.1, "monitor": "epoch", "frozen_stride": 8, "cached_views": 1}
+        few = settings(**cheap, balance=balance, class_weights=False)
+        plain = recipe.from_dict(few.to_dict() | {"augment": []})
+        [part] = experiment.train(plain, tmp_path / "set.csv", tmp_path / str(balance), write=quiet)
+        means.append(evaluate.predict(part, part.manifest.split("test"))[0, 1])
+    assert means[0] < 0.45 < means[1] < 0.65  # 2 of 10; 5 of 10
 
 
 def test_run_folder_tells_what_made_it(tiny_run):
