@@ -219,7 +219,17 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--samples", type=int, default=8, metavar="N", help="images to verify on (8)")
 
     one = command("serve", _serve, "serve exported models", "medattn serve saved_models --port 8500", "serve")
-    one.add_argument("folder", type=Path, metavar="DIR", help="holds NAME/VERSION/saved_model.pb")
+    one.add_argument("folder", nargs="?", type=Path, metavar="DIR", help="holds NAME/VERSION/saved_model.pb")
+    one.add_argument(
+        "--config", type=Path, metavar="FILE", help="TensorFlow Serving's models.config, in place of DIR"
+    )
+    one.add_argument(
+        "--poll",
+        type=float,
+        default=1.0,
+        metavar="SECONDS",
+        help="between looks for new versions; 0: one look (1)",
+    )
     one.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
     one.add_argument("--port", type=int, default=8500, help="gRPC port (8500)")
     one.add_argument(
@@ -400,8 +410,17 @@ def _export(options) -> int:
 def _serve(options) -> int:
     from keras_medattn.serve import serve
 
-    rest_port = options.rest_port or None
-    return serve(options.folder, options.host, options.port, rest_port=rest_port, workers=options.workers)
+    if (options.folder is None) == (options.config is None):
+        return _fail("give a folder of models, or --config FILE")
+    return serve(
+        options.folder,
+        options.host,
+        options.port,
+        rest_port=options.rest_port or None,
+        config=options.config,
+        poll=options.poll,
+        workers=options.workers,
+    )
 
 
 def _predict(options) -> int:

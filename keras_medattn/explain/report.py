@@ -13,6 +13,7 @@ from PIL import Image
 
 from keras_medattn.data import pipeline, readers
 from keras_medattn.data.manifest import Manifest
+from keras_medattn.data.pseudonyms import Pseudonyms
 from keras_medattn.explain import figures, heatmaps, overlays, places, stacks
 from keras_medattn.explain.truth import load_truth
 from keras_medattn.files import write_json, written_aside
@@ -37,6 +38,7 @@ class Finding:
         weights: `(K,)` contributions of the boxes to the class's score.
         named: what the model's `explain` names of this image.
         side: the longest side at which it is drawn.
+        alias: what is written in place of the image's name; empty: its name.
     """
 
     path: Path
@@ -48,6 +50,7 @@ class Finding:
     weights: np.ndarray
     named: dict[str, np.ndarray] = field(default_factory=dict)
     side: int = overlays.SIDE
+    alias: str = ""
 
     @property
     def drawn(self) -> tuple[int, int]:
@@ -75,16 +78,23 @@ class Finding:
 
 @dataclass(frozen=True)
 class Job:
-    """Images for one model to explain: a table with labels, or plain files."""
+    """Images for one model to explain: a table with labels, or plain files; `ids` stand for their names."""
 
     part: Any
     table: Manifest | None
     images: Sequence[Path] = ()
+    ids: Pseudonyms | None = None
 
     @property
     def paths(self) -> list[Path]:
         """The files."""
         return list(self.images) if self.table is None else self.table.paths
+
+    @property
+    def aliases(self) -> list[str]:
+        """What is written in place of each image's name; empty strings: the name itself."""
+        names = [str(path) for path in self.images] if self.table is None else self.table.names
+        return [self.ids(name) if self.ids else "" for name in names]
 
 
 def explain(
@@ -136,10 +146,11 @@ def explain(
         model = job.part.model()
         draws = figures.monte_carlo(model)
         looked = findings(model, job.part.recipe, job.paths, index, side, sign)
-        for one in progress(looked, len(job.paths), "explaining"):
+        for one, alias in zip(progress(looked, len(job.paths), "explaining"), job.aliases, strict=True):
+            one = replace(one, alias=alias)
             if len(records) < most:
                 out.mkdir(parents=True, exist_ok=True)
-                name = f"{len(records):04d}-{one.path.stem}"
+                name = f"{len(records):04d}-{alias or one.path.stem}"
                 records.append(write_one(one, draws, job.part.recipe, class_names, out, name))
             found.append(replace(one, named={key: one.named[key] for key in _KEPT if key in one.named}))
     write_json(records, out / "explanations.json")
@@ -233,12 +244,12 @@ def write_one(
     whole = replace(finding, named=finding.named | draw)
     files |= figures.draw(whole, image, _title(finding, class_names), folder, name)
     return {
-        "image": str(finding.path),
+        "image": finding.alias or str(finding.path),
         "predicted": class_names[finding.predicted],
         "probabilities": {
             key: float(value) for key, value in zip(class_names, finding.probabilities, strict=True)
         },
-        **{key: str(path) for key, path in files.items()},
+        **{key: path.name if finding.alias else str(path) for key, path in files.items()},
         "scale": float(finding.scale[0]),  # pixels of overlay and heat for one of the image
         "boxes": finding.boxes[:20].round(1).tolist(),
         "weights": finding.weights[:20].tolist(),
@@ -321,4 +332,4 @@ def _scale(shape: Sequence[int], model_size: Sequence[int]) -> np.ndarray:
 
 def _title(finding: Finding, class_names: Sequence[str]) -> str:
     probability = finding.probabilities[finding.predicted]
-    return f"{finding.path.name}: {class_names[finding.predicted]} ({probability:.2f})"
+    return f"{finding.alias or finding.path.name}: {class_names[finding.predicted]} ({probability:.2f})"

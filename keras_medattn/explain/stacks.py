@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +37,7 @@ class Stack:
         boxes: `(K, 4)` in pixels of the slices, those that weigh most first; empty where the model has none,
             or where something else than evidence for the predicted class was asked for.
         slices: `(K,)` the slice that each box lies on, an index of `pixels`.
+        alias: what is written in place of the volume's name; empty: its name.
     """
 
     path: Path
@@ -48,6 +49,7 @@ class Stack:
     argued: dict[int, np.ndarray]
     boxes: np.ndarray
     slices: np.ndarray
+    alias: str = ""
 
     def boxes_on(self, place: int) -> np.ndarray:
         """The boxes that weigh most of one slice."""
@@ -80,9 +82,10 @@ def explain(
     out.mkdir(parents=True, exist_ok=True)
     for job in jobs:
         looked = stacks(job.part.model(), job.part.recipe, job.paths, index, sign)
-        for one in progress(looked, len(job.paths), "explaining"):
+        for one, alias in zip(progress(looked, len(job.paths), "explaining"), job.aliases, strict=True):
+            one = replace(one, alias=alias)
             if len(records) < (paths if most is None else most):
-                name = f"{len(records):04d}-{one.path.stem}"
+                name = f"{len(records):04d}-{alias or one.path.stem}"
                 records.append(_write_one(one, index, class_names, out, name))
             if len(panels) < 4:
                 place, heat = next(iter(one.argued.items()))
@@ -180,10 +183,10 @@ def _write_one(one: Stack, index: int | None, class_names: Sequence[str], folder
     title = f"{_title(one, class_names)}. Each slice alone: how probable {class_names[wanted]} is"
     page(slice_rows(one, wanted, title), files["slices"])
     return {
-        "image": str(one.path),
+        "image": one.alias or str(one.path),
         "predicted": class_names[one.predicted],
         "probabilities": dict(zip(class_names, one.probabilities.tolist(), strict=True)),
-        **{key: str(path) for key, path in files.items()},
+        **{key: path.name if one.alias else str(path) for key, path in files.items()},
         "first_slice": one.first + 1,
         "arguing": [one.first + place + 1 for place in one.argued],
         "slice_probabilities": one.by_slice[:, wanted].round(4).tolist(),
@@ -191,4 +194,6 @@ def _write_one(one: Stack, index: int | None, class_names: Sequence[str], folder
 
 
 def _title(one: Stack, class_names: Sequence[str]) -> str:
-    return f"{one.path.name}: {class_names[one.predicted]} ({one.probabilities[one.predicted]:.2f})"
+    return (
+        f"{one.alias or one.path.name}: {class_names[one.predicted]} ({one.probabilities[one.predicted]:.2f})"
+    )

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 
 from keras_medattn.serve.monitoring import Monitor
 from keras_medattn.serve.protos import grpc
-from keras_medattn.serve.servables import Repository, RequestError
+from keras_medattn.serve.repository import Repository
+from keras_medattn.serve.servables import RequestError
 
 log = logging.getLogger("keras_medattn.serve")
 

@@ -40,11 +40,13 @@ try:
         from tensorflow_serving.apis import (
             get_model_metadata_pb2,
             get_model_status_pb2,
+            model_management_pb2,
             model_service_pb2_grpc,
             predict_pb2,
             prediction_log_pb2,
             prediction_service_pb2_grpc,
         )
+        from tensorflow_serving.config import model_server_config_pb2
 except ImportError as error:
     raise ImportError(
         f"Serving needs packages that are not installed ({error.name}). "
@@ -57,6 +59,8 @@ __all__ = [
     "grpc",
     "health",
     "health_pb2_grpc",
+    "model_management_pb2",
+    "model_server_config_pb2",
     "model_service_pb2_grpc",
     "predict_pb2",
     "prediction_log_pb2",

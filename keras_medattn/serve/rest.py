@@ -13,7 +13,8 @@ from google.protobuf import json_format
 from keras_medattn.serve import rest_json, services
 from keras_medattn.serve.calls import Calls
 from keras_medattn.serve.protos import get_model_metadata_pb2, get_model_status_pb2, grpc, predict_pb2
-from keras_medattn.serve.servables import DEFAULT_SIGNATURE, Repository, RequestError, invalid
+from keras_medattn.serve.repository import Repository
+from keras_medattn.serve.servables import DEFAULT_SIGNATURE, RequestError, invalid
 
 log = logging.getLogger("keras_medattn.serve")
 
@@ -109,7 +110,9 @@ class _Handler(BaseHTTPRequestHandler):
             path = unquote(urlsplit(self.path).path)
             if path == METRICS_PATH:
                 page = self.server.calls.monitor.text(
-                    (name, model.version) for name, model in sorted(self.server.models.loaded.items())
+                    (name, number)
+                    for name, served in sorted(self.server.models.served.items())
+                    for number in sorted(served)
                 )
                 self._send(200, page.encode(), "text/plain; version=0.0.4")
             else:

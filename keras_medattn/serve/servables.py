@@ -1,10 +1,9 @@
-"""Loaded models: which folders hold one, and what a request to one answers. No network here."""
+"""A loaded model, and what a request to it answers. No network here."""
 
 import json
-import logging
 import math
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,10 +14,10 @@ from tensorflow.core.protobuf import saved_model_pb2
 from keras_medattn.data.headers import MAX_PIXELS, ImageError, check_header
 from keras_medattn.serve.protos import grpc, predict_pb2, prediction_log_pb2
 
-log = logging.getLogger("keras_medattn.serve")
-
 # A TensorProto may say its shape in a few bytes: 1 GiB bounds what one request can make the server allocate.
 MAX_TENSOR_BYTES = 1 << 30
+# As TensorFlow Serving.
+_MAX_WARMUP = 1000
 # The signature of a request that names none.
 DEFAULT_SIGNATURE = "serving_default"
 
@@ -52,7 +51,7 @@ class Servable:
 
     Raises:
         OSError, ValueError, tf.errors.OpError, RequestError: the model does not load, or does not answer its
-            own warmup requests.
+            own warmup requests (assets.extra/tf_serving_warmup_requests, a TFRecord of `PredictionLog`s).
     """
 
     def __init__(self, name: str, version: int, path: Path) -> None:
@@ -74,8 +73,15 @@ class Servable:
         self._max_pixels = int(settings.get("max_pixels", MAX_PIXELS))
         warmup = path / "assets.extra" / "tf_serving_warmup_requests"
         if warmup.exists():
-            for record in tf.data.TFRecordDataset(str(warmup)).as_numpy_iterator():
-                self.predict(prediction_log_pb2.PredictionLog.FromString(record).predict_log.request)
+            for count, record in enumerate(tf.data.TFRecordDataset(str(warmup)).as_numpy_iterator(), 1):
+                if count > _MAX_WARMUP:
+                    raise ValueError(
+                        f"Number of warmup records exceeds the maximum ({_MAX_WARMUP}) at {warmup}"
+                    )
+                entry = prediction_log_pb2.PredictionLog.FromString(record)
+                if entry.WhichOneof("log_type") != "predict_log":
+                    raise ValueError(f"Unsupported log_type for warmup: {entry.WhichOneof('log_type')}")
+                self.predict(entry.predict_log.request)
 
     def predict(self, request: Any) -> Any:
         """Answers the `PredictResponse` to a `PredictRequest`.
@@ -131,7 +137,7 @@ class Servable:
         try:
             outputs = signature.function(**inputs)
         except tf.errors.OpError as error:
-            raise RequestError(_code(error), _trimmed(error.message)) from error
+            raise RequestError(_code(error), trimmed(error.message)) from error
         return {name: outputs[name].numpy() for name in wanted}
 
     def _check_headers(self, images: np.ndarray) -> None:
@@ -141,96 +147,6 @@ class Servable:
                 check_header(data, f"image_bytes[{index}]", self._max_pixels)
             except ImageError as error:
                 raise invalid(str(error)) from error
-
-
-class Repository:
-    """The models of a folder, each at its highest version; the same names and errors as TensorFlow Serving's.
-
-    A folder `NAME/VERSION` counts when VERSION is a number and it holds a `saved_model.pb`; names that start
-    with "." or "tmp" are being written. A model that does not load is reported, and leaves the others be.
-
-    Args:
-        folder: where the models' folders lie.
-
-    Raises:
-        FileNotFoundError: there is no model in the folder.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        found = _discover(folder)
-        if not found:
-            hint = " It looks like one model: give the folder above it." if _versions(folder) else ""
-            raise FileNotFoundError(
-                "No exported model: expected NAME/VERSION/saved_model.pb in it, as `medattn export` writes."
-                f"{hint} Received: {str(folder)!r}"
-            )
-        self.versions: dict[str, int] = {}
-        self.loaded: dict[str, Servable] = {}
-        self.errors: dict[str, str] = {}
-        for name, (version, path) in found.items():
-            self.versions[name] = version
-            try:
-                self.loaded[name] = Servable(name, version, path)
-                log.info(
-                    "loaded %s version %d: %s", name, version, ", ".join(self.loaded[name].signature_defs)
-                )
-            # Whatever a broken model raises while it loads: it must not take the others down.
-            except Exception as error:
-                self.errors[name] = f"{type(error).__name__}: {_trimmed(str(error))}"
-                log.error("could not load %s version %d: %s", name, version, self.errors[name])
-
-    def find(self, spec: Any) -> Servable:
-        """Answers the model that a `ModelSpec` names.
-
-        "default", the name under which TensorFlow Serving serves when none was given, also finds a model that
-        is alone.
-        """
-        if spec.HasField("version_label"):
-            raise invalid("ModelSpec has 'version_label' set, but it is not currently allowed by the server.")
-        name = self.resolve(spec.name)
-        servable = self.loaded.get(name)
-        if spec.HasField("version"):
-            wanted = f"Specific({spec.name}, {spec.version.value})"
-        else:
-            wanted = f"Latest({spec.name})"
-        if servable is None or (spec.HasField("version") and servable.version != spec.version.value):
-            raise RequestError(grpc.StatusCode.NOT_FOUND, f"Servable not found for request: {wanted}")
-        return servable
-
-    @property
-    def names(self) -> Collection[str]:
-        """The models that are served, or should be."""
-        return self.versions
-
-    def resolve(self, name: str) -> str:
-        """Answers the model's name: itself, or of the only model when "default" is asked for."""
-        return next(iter(self.versions)) if name == "default" and len(self.versions) == 1 else name
-
-
-def _versions(folder: Path) -> dict[int, Path]:
-    return {
-        int(path.name): path
-        for path in folder.iterdir()
-        # 18 digits are what surely fits the protocol's int64.
-        if re.fullmatch("[0-9]{1,18}", path.name) and (path / "saved_model.pb").is_file()
-    }
-
-
-def _discover(folder: Path) -> dict[str, tuple[int, Path]]:
-    if not folder.is_dir():
-        raise FileNotFoundError(f"The models' folder must exist. Received: {str(folder)!r}")
-    found = {}
-    for path in sorted(folder.iterdir()):
-        if not path.is_dir() or path.name.startswith((".", "tmp")):
-            continue
-        try:
-            versions = _versions(path)
-        except PermissionError as error:
-            log.error("passed over %s: %s", path.name, error.strerror)
-            continue
-        if versions:
-            found[path.name] = max(versions.items())
-    return found
 
 
 def _names(names: Any) -> str:
@@ -290,7 +206,7 @@ def _code(error: tf.errors.OpError) -> grpc.StatusCode:
     return next(code for code in grpc.StatusCode if code.value[0] == error.error_code)
 
 
-def _trimmed(message: str) -> str:
+def trimmed(message: str) -> str:
     """Answers TensorFlow's own words, without the nodes and places that only its developers can use."""
     message = re.sub(r"^.*?<stack traces unavailable>\n|^Graph execution error:\s*", "", message, flags=re.S)
     message = re.split(r"\s*\[\[\{\{node|\s*\[Op:", message)[0]

@@ -4,20 +4,22 @@ import logging
 import queue
 import signal
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from keras_medattn.serve.calls import Calls
+from keras_medattn.serve.config import in_folder, read, versions
 from keras_medattn.serve.protos import (
     grpc,
     health_pb2_grpc,
     model_service_pb2_grpc,
     prediction_service_pb2_grpc,
 )
+from keras_medattn.serve.repository import Repository
 from keras_medattn.serve.rest import Rest
-from keras_medattn.serve.servables import Repository
 from keras_medattn.serve.services import Health, Models, Prediction
 
 log = logging.getLogger("keras_medattn.serve")
@@ -34,22 +36,26 @@ class StartError(RuntimeError):
 
 
 class Server:
-    """Serves a folder of exported models over gRPC and REST, as TensorFlow Serving would.
+    """Serves exported models over gRPC and REST, as TensorFlow Serving would.
 
-    `PredictionService.Predict` and `GetModelMetadata`, `ModelService.GetModelStatus`, and gRPC health; over
-    REST `:predict`, status, metadata and a page for Prometheus. Each model is served at its highest version.
-    Nothing is encrypted and nobody is asked who he is: keep to the loopback address, or put a proxy in front.
+    `PredictionService`, `ModelService` and health over gRPC; over REST `:predict`, status, metadata and a
+    page for Prometheus. Of a folder each model is served at its highest version; a models.config says more.
+    A new version is loaded aside, and the old one answers until it is ready. Nothing is encrypted and nobody
+    is asked who he is: keep to the loopback address, or put a proxy in front.
 
     Args:
-        folder: where `NAME/VERSION/saved_model.pb` lie.
+        folder: where `NAME/VERSION/saved_model.pb` lie; None with a `config`.
         host: address to listen at.
         port: port of gRPC; 0 takes a free one, see `port`.
         rest_port: port of REST; None for no REST, 0 takes a free one, see `rest_port`.
+        config: TensorFlow Serving's models.config, in place of a folder.
+        poll: seconds between looks for new versions; 0 looks once.
         max_message_mib: largest request and answer, in MiB.
         workers: predictions at the same time, over gRPC and REST together.
         waiting: how many more may wait; one more is refused with RESOURCE_EXHAUSTED.
 
     Raises:
+        ValueError: a folder and a config were given, or neither.
         StartError: from `start`, when there is no model that loads, or a port is taken.
 
     Example:
@@ -71,16 +77,24 @@ class Server:
 
     def __init__(
         self,
-        folder: str | Path,
+        folder: str | Path | None,
         host: str = "127.0.0.1",
         port: int = 8500,
         *,
         rest_port: int | None = None,
+        config: str | Path | None = None,
+        poll: float = 1.0,
         max_message_mib: int = 64,
         workers: int = 8,
         waiting: int = 64,
     ) -> None:
-        self._folder = Path(folder)
+        if (folder is None) == (config is None):
+            raise ValueError(f"Give a folder of models or a config. Received: {folder!r} and {config!r}")
+        self._folder = None if folder is None else Path(folder)
+        self._config = None if config is None else Path(config)
+        self._poll = poll
+        self._stopping = threading.Event()
+        self._watch: threading.Thread | None = None
         self._host = host
         self.port = port
         self.rest_port = rest_port
@@ -101,12 +115,7 @@ class Server:
 
     def start(self) -> None:
         """Loads the models, then listens."""
-        try:
-            models = Repository(self._folder)
-        except OSError as error:
-            raise StartError(str(error)) from error
-        if not models.loaded:
-            raise StartError(f"None of the models loads: {models.errors}")
+        models = self._load()
         calls = Calls(models, self._workers, self._waiting)
         prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(
             Prediction(models, calls), self._grpc
@@ -127,7 +136,31 @@ class Server:
             self._rest.start()
             log.info("REST at %s:%d", self._host, self.rest_port)
         self._grpc.start()
-        log.info("serving %s at %s:%d", ", ".join(models.loaded), self._host, self.port)
+        if self._poll:
+            watch = (self._poll, self._stopping)
+            self._watch = threading.Thread(target=models.watch, args=watch, name="watch", daemon=True)
+            self._watch.start()
+        log.info("serving %s at %s:%d", ", ".join(models.served), self._host, self.port)
+
+    def _load(self) -> Repository:
+        folder, config = self._folder, self._config
+        try:
+            models = Repository(lambda: in_folder(folder) if folder else read(config))  # type: ignore[arg-type]
+        except (OSError, ValueError) as error:
+            raise StartError(str(error)) from error
+        if not models.names:
+            if folder is None:
+                raise StartError(
+                    f"No model of {config} has a version: expected BASE_PATH/VERSION/saved_model.pb"
+                )
+            hint = " It looks like one model: give the folder above it." if versions(folder) else ""
+            raise StartError(
+                "No exported model: expected NAME/VERSION/saved_model.pb in it, as `medattn export` writes."
+                f"{hint} Received: {str(folder)!r}"
+            )
+        if not models.served:
+            raise StartError(f"None of the models loads: {models.errors}")
+        return models
 
     def wait(self) -> None:
         """Blocks until the server has stopped."""
@@ -143,6 +176,7 @@ class Server:
             Whether all were answered.
         """
         log.info("stopping")
+        self._stopping.set()
         self._health.leave()
         time.sleep(_SETTLE)
         began = time.monotonic()
@@ -150,16 +184,21 @@ class Server:
         rest_answered = self._rest is None or self._rest.stop(grace)
         stopped.wait()
         answered = rest_answered and time.monotonic() - began < grace
+        if self._watch:
+            # TensorFlow does not take it well when the program ends in the middle of a load.
+            self._watch.join(grace)
         log.info("stopped" if answered else "stopped; some requests had no answer in time")
         return answered
 
 
 def serve(
-    folder: str | Path,
+    folder: str | Path | None,
     host: str = "127.0.0.1",
     port: int = 8500,
     *,
     rest_port: int | None = None,
+    config: str | Path | None = None,
+    poll: float = 1.0,
     max_message_mib: int = 64,
     workers: int = 8,
     grace: float = 30.0,
@@ -167,10 +206,12 @@ def serve(
     """Serves until SIGTERM or SIGINT, then answers the requests in flight. For the main thread of a program.
 
     Args:
-        folder: as for `Server`, like the next five.
+        folder: as for `Server`, like the next seven.
         host: address.
         port: port of gRPC.
         rest_port: port of REST.
+        config: models.config.
+        poll: seconds between looks.
         max_message_mib: largest message.
         workers: predictions at a time.
         grace: seconds for the requests in flight. A second signal ends the program at once.
@@ -194,7 +235,14 @@ def serve(
     before = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         server = Server(
-            folder, host, port, rest_port=rest_port, max_message_mib=max_message_mib, workers=workers
+            folder,
+            host,
+            port,
+            rest_port=rest_port,
+            config=config,
+            poll=poll,
+            max_message_mib=max_message_mib,
+            workers=workers,
         )
         server.start()
         signals.get()

@@ -10,10 +10,12 @@ from keras_medattn.serve.protos import (
     get_model_status_pb2,
     grpc,
     health,
+    model_management_pb2,
     model_service_pb2_grpc,
     prediction_service_pb2_grpc,
 )
-from keras_medattn.serve.servables import DEFAULT_SIGNATURE, Repository, RequestError, invalid
+from keras_medattn.serve.repository import Repository
+from keras_medattn.serve.servables import DEFAULT_SIGNATURE, RequestError, invalid
 
 
 def metadata(models: Repository, request: Any) -> Any:
@@ -44,24 +46,24 @@ def status(models: Repository, request: Any) -> Any:
         RequestError: no such model or version.
     """
     spec = request.model_spec
-    name = models.resolve(spec.name)
-    version = models.versions.get(name)
-    if version is None:
+    versions = models.versions.get(models.resolve(spec.name), {})
+    if not versions:
         text = f"Could not find any versions of model {spec.name}"
         raise RequestError(grpc.StatusCode.NOT_FOUND, text)
-    if spec.HasField("version") and spec.version.value != version:
-        text = f"Could not find version {spec.version.value} of model {spec.name}"
-        raise RequestError(grpc.StatusCode.NOT_FOUND, text)
+    if spec.HasField("version") or spec.HasField("version_label"):
+        number = models.number(spec)
+        if number not in versions:
+            text = f"Could not find version {number} of model {spec.name}"
+            raise RequestError(grpc.StatusCode.NOT_FOUND, text)
+        versions = {number: versions[number]}
     response = get_model_status_pb2.GetModelStatusResponse()
-    status = response.model_version_status.add(version=version)
-    # Set even when it is OK, as TensorFlow Serving does.
-    status.status.error_code = grpc.StatusCode.OK.value[0]
-    if name in models.loaded:
-        status.state = get_model_status_pb2.ModelVersionStatus.AVAILABLE
-    else:
-        status.state = get_model_status_pb2.ModelVersionStatus.END
-        status.status.error_code = grpc.StatusCode.UNKNOWN.value[0]
-        status.status.error_message = models.errors[name][:MAX_ERROR_TEXT]
+    for number, version in sorted(versions.items(), reverse=True):
+        status = response.model_version_status.add(version=number)
+        status.state = get_model_status_pb2.ModelVersionStatus.State.Value(version.state)
+        # Set even when it is OK, as TensorFlow Serving does.
+        code = grpc.StatusCode.UNKNOWN if version.error else grpc.StatusCode.OK
+        status.status.error_code = code.value[0]
+        status.status.error_message = version.error[:MAX_ERROR_TEXT]
     return response
 
 
@@ -145,7 +147,7 @@ class Prediction(prediction_service_pb2_grpc.PredictionServiceServicer):
 
 
 class Models(model_service_pb2_grpc.ModelServiceServicer):
-    """`ModelService`: GetModelStatus."""
+    """`ModelService`: GetModelStatus and HandleReloadConfigRequest."""
 
     def __init__(self, models: Repository, calls: Calls) -> None:
         self._models = models
@@ -155,6 +157,12 @@ class Models(model_service_pb2_grpc.ModelServiceServicer):
         """Answers the state of the model's versions."""
         with _answering(self._calls, context, request.model_spec.name, "GetModelStatus"):
             return status(self._models, request)
+
+    def HandleReloadConfigRequest(self, request: Any, context: grpc.ServicerContext) -> Any:
+        """Serves what the request says from now on; answers when it is loaded."""
+        with _answering(self._calls, context, "", "HandleReloadConfigRequest"):
+            self._models.reload(request.config)
+            return model_management_pb2.ReloadConfigResponse()
 
 
 class Health(health.HealthServicer):

@@ -9,6 +9,7 @@ import numpy as np
 
 from keras_medattn import metrics
 from keras_medattn.data.manifest import Manifest
+from keras_medattn.data.pseudonyms import Pseudonyms
 from keras_medattn.metrics import Bootstrap
 from keras_medattn.metrics.patients import Tie
 from keras_medattn.metrics.scores import check_predictions
@@ -143,3 +144,13 @@ def joined(tables: Sequence[Manifest]) -> Manifest:
 def part_names(parts: Sequence[Part], chosen: Sequence[Manifest]) -> list[str]:
     """The name of the model that predicts each of the joined images."""
     return [part.folder.name for part, own in zip(parts, chosen, strict=True) for _ in range(len(own))]
+
+
+def pseudonymised(evaluation: Evaluation, ids: Pseudonyms) -> Evaluation:
+    """The same, with ids for images and patients in what is written."""
+    drawn = evaluation.monte_carlo
+    return replace(
+        evaluation,
+        manifest=ids.table(evaluation.manifest),
+        monte_carlo=None if drawn is None else pseudonymised(drawn, ids),
+    )

@@ -122,7 +122,7 @@ def test_bad_requests(rest, body, text):
         ("/v1/models/nobody:predict", {}, 404, "Servable not found for request: Latest(nobody)"),
         ("/v1/models/toy/versions/1:predict", {}, 404, "Servable not found for request: Specific(toy, 1)"),
         ("/v1/models/toy/versions/" + "9" * 30 + ":predict", {}, 400, "Failed to convert version: 999"),
-        ("/v1/models/toy/labels/stable:predict", {}, 400, "version_label"),
+        ("/v1/models/toy/labels/stable:predict", {}, 400, "Unrecognized servable version label: stable"),
         ("/v1/models/toy:classify", {}, 400, "to be tensorflow/serving/classify. Was: tensorflow/serving/pr"),
         ("/v1/models/toy:regress", {}, 400, "to be tensorflow/serving/regress. Was: tensorflow/serving/pr"),
         ("/v1/models/toy:explode", {}, 400, "Malformed request: POST /v1/models/toy:explode"),

@@ -23,8 +23,9 @@ from tensorflow_serving.apis import (
 )
 
 from keras_medattn.serve import Server, StartError, serve
+from keras_medattn.serve.config import in_folder
 from keras_medattn.serve.protos import tensor_pb2
-from keras_medattn.serve.servables import Repository
+from keras_medattn.serve.repository import Repository
 
 Code = grpc.StatusCode
 
@@ -131,7 +132,7 @@ def test_the_served_version_may_be_named_but_no_label(predictions):
     labelled.model_spec.version_label = "stable"
     assert refusal(predictions.Predict, labelled) == (
         Code.INVALID_ARGUMENT,
-        "ModelSpec has 'version_label' set, but it is not currently allowed by the server.",
+        "Unrecognized servable version label: stable",
     )
 
 
@@ -410,4 +411,4 @@ def test_default_finds_a_model_that_is_alone(tmp_path):
     export(tmp_path / "eyes" / "1", 1)
     spec = predict_pb2.PredictRequest().model_spec
     spec.name = "default"
-    assert Repository(tmp_path).find(spec).name == "eyes"
+    assert Repository(lambda: in_folder(tmp_path)).find(spec).name == "eyes"
