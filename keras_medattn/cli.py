@@ -110,7 +110,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     one.add_argument("--folds", type=int, default=0, metavar="N", help="cross-validate over N folds")
     one.add_argument(
-        "--seeds", type=int, nargs="+", default=[], metavar="SEED", help="train once (or N folds) a seed"
+        "--seeds",
+        type=int,
+        nargs="+",
+        default=[],
+        metavar="SEED",
+        help="train once a seed; with --folds, repeat the cross validation, each time with other folds",
     )
     one.add_argument("--resume", action="store_true", help="go on from the last finished epoch")
     one.add_argument("--cache", type=Path, metavar="DIR", help="share cached features between runs")
@@ -133,6 +138,11 @@ def _parser() -> argparse.ArgumentParser:
         help="what decides a patient's vote between equals: the mean probability, or the first or last class",
     )
     one.add_argument("--by", metavar="COLUMN", help="figures of each value of this column of the table, too")
+    one.add_argument(
+        "--pseudonymise",
+        action="store_true",
+        help="write ids in place of the names of images and patients; the run keeps their key",
+    )
     one.add_argument(
         "--draws",
         type=int,
@@ -206,6 +216,11 @@ def _parser() -> argparse.ArgumentParser:
         "--side", type=int, default=1600, metavar="PIXELS", help="draw larger images so long at most (1600)"
     )
     one.add_argument("--most", type=int, metavar="N", help="write pictures of the first N images only")
+    one.add_argument(
+        "--pseudonymise",
+        action="store_true",
+        help="write ids in place of the names of images; the run keeps their key",
+    )
     one.add_argument("--out", type=Path, metavar="DIR", help="where to write (RUN/explanations)")
 
     one = command(
@@ -316,7 +331,7 @@ def _train(options) -> int:
 
 
 def _evaluate(options) -> int:
-    from keras_medattn.train import evaluate, experiment
+    from keras_medattn.train import evaluate, experiment, figures
 
     parts = experiment.load(options.run_folder, options.data)
     result = evaluate.evaluate(
@@ -330,6 +345,8 @@ def _evaluate(options) -> int:
         options.by,
         options.draws,
     )
+    if ids := _pseudonyms(options):
+        result = figures.pseudonymised(result, ids)
     paths = evaluate.write(result, options.out or options.run_folder / "evaluation", options.threshold)
     if options.json:
         print(json.dumps(evaluate.to_dict(result), indent=2))
@@ -338,6 +355,16 @@ def _evaluate(options) -> int:
     print(f"\n{result.figures}")
     print("wrote " + ", ".join(str(path) for path in paths))
     return 0
+
+
+def _pseudonyms(options):
+    """The ids of a run, where they are asked for."""
+    if not options.pseudonymise:
+        return None
+    from keras_medattn.data.pseudonyms import Pseudonyms
+    from keras_medattn.train import experiment
+
+    return Pseudonyms(experiment.home_of(options.run_folder))
 
 
 def _compare(options) -> int:
@@ -369,12 +396,13 @@ def _explain(options) -> int:
         return _fail("give images, or --split test for those of the run's own data")
     parts = experiment.load(options.run_folder, options.data)
     out = options.out or options.run_folder / "explanations"
+    ids = _pseudonyms(options)
     if options.split:
-        jobs = [report.Job(part, part.manifest.split(options.split)) for part in parts]
+        jobs = [report.Job(part, part.manifest.split(options.split), ids=ids) for part in parts]
     else:
         if len(parts) > 1:
             return _fail(f"{options.run_folder} holds {len(parts)} models: name one, say {parts[0].folder}")
-        jobs = [report.Job(parts[0], None, options.images)]
+        jobs = [report.Job(parts[0], None, options.images, ids)]
     return report.explain(
         jobs,
         out,
