@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from keras_medattn.data.manifest import Manifest
 from keras_medattn.export import verify
+from keras_medattn.export.precision import float32
 from keras_medattn.export.signatures import Exported
 from keras_medattn.export.volumes import ExportedVolumes
 from keras_medattn.files import write_json
@@ -61,6 +62,7 @@ def export(
     aside = to / f".writing-{version.name}-{os.getpid()}"
     window = recipe.data.window or None
     model = model.snapshot() if hasattr(model, "snapshot") else model  # without what only training needs
+    model = float32(model, recipe.data.image_size)
     try:
         kind = ExportedVolumes if recipe.data.slices else Exported
         exported = kind(
@@ -69,7 +71,7 @@ def export(
         tf.saved_model.save(exported, str(aside), signatures=exported.signatures())
         extra = aside / "assets.extra"
         extra.mkdir()
-        write_json(_about(model, recipe, class_names, temperature, threshold), extra / "medattn.json")
+        write_json(about(model, recipe, class_names, temperature, threshold), extra / "medattn.json")
         _write_warmup(extra / "tf_serving_warmup_requests", recipe.data.image_size, bool(recipe.data.slices))
         differences = verify.differences(aside, model, recipe, samples, temperature)
         worst = max(differences.values())
@@ -84,7 +86,8 @@ def export(
     return version, differences
 
 
-def _about(model, recipe, class_names: Sequence[str], temperature: float, threshold: float | None) -> dict:
+def about(model, recipe, class_names: Sequence[str], temperature: float, threshold: float | None) -> dict:
+    """What a client has to know of an exported model, whatever its format."""
     return {
         "system": type(model).__name__,
         "class_names": list(class_names),

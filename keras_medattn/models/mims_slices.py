@@ -32,7 +32,8 @@ def through(network: keras.Model, x: Any, mask: Any = None, training: bool | Non
         answers = network(flat, training=training)
     else:
         real = ops.reshape(mask, (-1,))  # (B S,)
-        flat = ops.where(ops.reshape(real, (-1, 1, 1, 1)), flat, ops.zeros_like(flat))
+        # in float: LiteRT selects no uint8
+        flat = ops.where(ops.reshape(real, (-1, 1, 1, 1)), ops.cast(flat, "float32"), 0.0)
         if training and _has_batch_statistics(network):
             places = ops.nonzero(real)[0]
             there = network(ops.take(flat, places, axis=0), training=True)
