@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 from numpy.typing import ArrayLike
 
-from keras_medattn.metrics.scores import check_predictions, predicted_classes
+from keras_medattn.metrics.scores import Threshold, check_predictions, predicted_classes
 from keras_medattn.metrics.weighted import weighted_scores
 
 Tie = Literal["probability", "negative", "positive"]
@@ -32,7 +32,7 @@ def by_patient(
     labels: ArrayLike,
     probabilities: ArrayLike,
     patients: Sequence[object] | np.ndarray,
-    threshold: float = 0.5,
+    threshold: Threshold = 0.5,
     tie: Tie = "probability",
 ) -> Patients:
     """Answer for each patient what most of the patient's images are answered.
@@ -43,7 +43,7 @@ def by_patient(
         labels: class of each image.
         probabilities: predicted probability of each class.
         patients: the patient of each image.
-        threshold: of two classes, as in `scores`.
+        threshold: of two classes, as in `scores`; of each image, a patient's images have the same.
         tie: what decides between classes with equally many votes: `"probability"`, the mean over the images,
             answered as an image's is; `"negative"` the first of the tied classes, `"positive"` the last.
 
@@ -78,7 +78,7 @@ def by_patient(
     rows = np.unique(unit, return_index=True)[1]
     whole = np.bincount(unit, true != true[rows][unit]) == 0
     recognised = np.bincount(unit, answers == true) / counts
-    voted = _voted(votes, means, threshold, tie)
+    voted = _voted(votes, means, np.broadcast_to(threshold, len(true))[rows], tie)
     mixed = int((~whole).sum())
     return Patients(rows[whole], true[rows[whole]], voted[whole], means[whole], recognised[whole], mixed)
 
@@ -115,7 +115,7 @@ def patient_scores(patients: Patients, weights: np.ndarray) -> dict[str, np.ndar
     }
 
 
-def _voted(votes: np.ndarray, means: np.ndarray, threshold: float, tie: Tie) -> np.ndarray:
+def _voted(votes: np.ndarray, means: np.ndarray, threshold: Threshold, tie: Tie) -> np.ndarray:
     """The class `(P,)` with the most of `votes (P, C)`."""
     tied = votes == votes.max(axis=1, keepdims=True)
     first, last = tied.argmax(axis=1), votes.shape[1] - 1 - tied[:, ::-1].argmax(axis=1)

@@ -16,7 +16,7 @@ from sklearn.metrics import confusion_matrix, precision_recall_curve, roc_curve
 
 from keras_medattn.files import written_aside
 from keras_medattn.metrics.intervals import Bootstrap
-from keras_medattn.metrics.scores import check_predictions, predicted_classes, scores
+from keras_medattn.metrics.scores import Threshold, check_predictions, predicted_classes, scores
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -88,7 +88,7 @@ def confusion_picture(
     probabilities: ArrayLike,
     class_names: Sequence[str],
     path: str | os.PathLike[str],
-    threshold: float = 0.5,
+    threshold: Threshold = 0.5,
 ) -> None:
     """Confusion matrix: counts and shares of each true class, which also give the colour.
 
@@ -119,7 +119,8 @@ def confusion_picture(
     axes.set_yticks(classes, names, fontsize=11)
     axes.set_xlabel("Predicted class", fontsize=12)
     axes.set_ylabel("True class", fontsize=12)
-    at = f", threshold {threshold:g}" if len(names) == 2 else ""
+    cuts = " to ".join(f"{cut:.3g}" for cut in sorted({np.min(threshold), np.max(threshold)}))
+    at = f", threshold {cuts}" if len(names) == 2 else ""
     axes.set_title(f"Confusion, {len(labels)} images{at}", fontsize=13)
     figure.colorbar(picture, ax=axes, label="Share of the true class", fraction=0.046, pad=0.04)
     save_figure(figure, path)

@@ -12,8 +12,10 @@ from sklearn.metrics import (
 
 from keras_medattn.metrics.calibration import calibration_scores
 
+Threshold = float | np.ndarray  # one for all images, or of each `(N,)`
 
-def scores(labels: ArrayLike, probabilities: ArrayLike, threshold: float = 0.5) -> dict[str, float]:
+
+def scores(labels: ArrayLike, probabilities: ArrayLike, threshold: Threshold = 0.5) -> dict[str, float]:
     """Every figure of a set of predictions.
 
     Keys: `accuracy`, `balanced_accuracy`, `quadratic_kappa`, `ece` and `brier` (see `calibration_scores`),
@@ -31,8 +33,8 @@ def scores(labels: ArrayLike, probabilities: ArrayLike, threshold: float = 0.5) 
     Args:
         labels: class of each image, `0 ... C - 1`.
         probabilities: predicted probability of each class.
-        threshold: two classes only: the answer is class 1 where its probability is at least this. With more
-            classes the answer is the most probable one (the first of equals).
+        threshold: two classes only: the answer is class 1 where its probability is at least this; a number,
+            or one an image. With more classes the answer is the most probable one (the first of equals).
 
     Input shape: `labels (N,)`, `probabilities (N, C)`.
 
@@ -102,7 +104,7 @@ def check_predictions(labels: ArrayLike, probabilities: ArrayLike) -> tuple[np.n
     return labels, probabilities
 
 
-def predicted_classes(probabilities: np.ndarray, threshold: float = 0.5) -> np.ndarray:
+def predicted_classes(probabilities: np.ndarray, threshold: Threshold = 0.5) -> np.ndarray:
     """The answered class `(N,)`: class 1 at or above `threshold` of two, the most probable one of more."""
     if probabilities.shape[1] == 2:
         return (probabilities[:, 1] >= threshold).astype(np.int64)

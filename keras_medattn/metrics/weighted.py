@@ -3,11 +3,11 @@
 import numpy as np
 
 from keras_medattn.metrics.calibration import calibration_scores
-from keras_medattn.metrics.scores import named_figures, predicted_classes
+from keras_medattn.metrics.scores import Threshold, named_figures, predicted_classes
 
 
 def weighted_scores(
-    labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray, threshold: float = 0.5
+    labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray, threshold: Threshold = 0.5
 ) -> dict[str, np.ndarray]:
     """`scores` of R resamples in one pass: image n counts `weights[r, n]` times in resample r.
 

@@ -12,7 +12,7 @@ import numpy as np
 from keras_medattn import metrics
 from keras_medattn.data.manifest import Manifest
 from keras_medattn.metrics import Difference, Interval
-from keras_medattn.train import evaluate, experiment, histories, inputs
+from keras_medattn.train import calibrate, evaluate, experiment, histories, inputs
 from keras_medattn.train.experiment import Part, RunError
 from keras_medattn.train.figures import Evaluation, joined, part_names, per_part, statistic, subset, summarise
 
@@ -123,7 +123,7 @@ def load(
         if probabilities is None:
             result = evaluate.evaluate(parts, data, split, threshold, cache, progress)
             if not kept.exists():
-                evaluate.write(result, kept, threshold)
+                evaluate.write(result, kept)
         else:
             result = summarise(rows, probabilities, models, threshold)
         found.append(Run(name, parts, result))
@@ -161,9 +161,7 @@ def compare(
         columns = {run.name: evaluate.column(run.evaluation.manifest, by) for run in runs}
         for value in sorted(set(columns[runs[0].name])):
             some = [
-                Run(
-                    run.name, run.parts, subset(run.evaluation, np.equal(columns[run.name], value), threshold)
-                )
+                Run(run.name, run.parts, subset(run.evaluation, np.equal(columns[run.name], value)))
                 for run in runs
             ]
             rows += [_row(run, some[0], value, figure, threshold) for run in some]
@@ -307,7 +305,8 @@ def _facts(rows: Manifest) -> dict[str, tuple[str, ...]]:
 
 def _kept(path: Path, parts: Sequence[Part], rows: Manifest, models: Sequence[str]) -> np.ndarray | None:
     """Probabilities of an earlier evaluation, or None unless it is of these models and images."""
-    if not path.is_file() or any(_newer(part.best, path) for part in parts):
+    made_of = [own for part in parts for own in (part.best, part.folder / calibrate.FILE)]
+    if not path.is_file() or any(_newer(own, path) for own in made_of):
         return None
     with open(path, newline="", encoding="utf-8") as file:
         [header, *lines] = csv.reader(file)
@@ -318,5 +317,5 @@ def _kept(path: Path, parts: Sequence[Part], rows: Manifest, models: Sequence[st
     return np.array([[float(value) for value in line[5:]] for line in lines])
 
 
-def _newer(model: Path, path: Path) -> bool:
-    return model.is_file() and model.stat().st_mtime > path.stat().st_mtime
+def _newer(own: Path, path: Path) -> bool:
+    return own.is_file() and own.stat().st_mtime > path.stat().st_mtime

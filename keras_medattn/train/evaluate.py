@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +16,11 @@ from keras_medattn.data.manifest import Manifest
 from keras_medattn.files import write_json, written_aside
 from keras_medattn.metrics.patients import Tie
 from keras_medattn.metrics.scores import predicted_classes
-from keras_medattn.train import inputs
+from keras_medattn.train import calibrate, inputs
+from keras_medattn.train.calibrate import Calibration
 from keras_medattn.train.experiment import Part, RunError, peak_memory_gb
 from keras_medattn.train.figures import Evaluation, joined, part_names, subset, summarise
-from keras_medattn.train.predict import Prediction, predict, predictions, predictions_on_features
+from keras_medattn.train.predict import predict, predict_parts
 
 __all__ = ["Evaluation", "evaluate", "predict", "table", "to_dict", "write"]
 
@@ -27,6 +28,8 @@ HEADLINES = (
     "accuracy",
     "balanced_accuracy",
     "auroc",
+    "ece",
+    "brier",
     "patient_accuracy",
     "patient_recognition_rate",
     "patient_auroc",
@@ -37,21 +40,22 @@ def evaluate(
     parts: Sequence[Part],
     data: Path | str | None = None,
     split: str = "test",
-    threshold: float = 0.5,
+    threshold: float | None = None,
     cache: Path | str | None = None,
     progress: inputs.Progress = lambda items, *_: items,
     tie: Tie = "probability",
     by: str | None = None,
     draws: int = 0,
 ) -> Evaluation:
-    """Predict held-out images and compute the figures.
+    """Predict held-out images and compute the figures, calibrated where `medattn calibrate` was run.
 
     Args:
         parts: the models of a run, from `experiment.load`.
         data: images to evaluate on. The run's own table (or None): the images of `split`. Another table:
             all its images, none of which may have been trained on.
         split: the side to evaluate, of the run's own table.
-        threshold: of two classes, the probability from which the second is answered.
+        threshold: of two classes, the probability from which the second is answered; by default the one that
+            each model's calibration chose, else 0.5.
         cache: of a run trained on cached features, where they are: the frozen layers need not run again.
         progress: wraps the loop over batches.
         tie: what decides between classes with equally many votes of a patient's images.
@@ -60,31 +64,32 @@ def evaluate(
 
     Raises:
         RunError: the data shares images with the training side, has other classes, or has none to evaluate;
-            there is no such column; the system draws nothing.
+            there is no such column; the system draws nothing; the models are not calibrated alike.
     """
     chosen = [held_out(part, data, split) for part in parts]
     rows = joined(chosen)
     values = column(rows, by) if by else ()
-    table = parts[0].manifest
-    images = None if cache is None or draws else inputs.images(parts[0].recipe, table, progress)
-    found: list[Prediction] = []
-    for part, own in zip(parts, chosen, strict=True):
-        if images is None or cache is None or set(own.names) - set(table.names):
-            found.append(predictions(part, own, draws, progress))
-        else:
-            found.append(predictions_on_features(part, own, images, Path(cache), progress))
+    stored = calibrations(parts, threshold)
+    plain_cut = 0.5 if threshold is None else threshold
+    cuts = [one.threshold.value if one.threshold else plain_cut for one in stored]
+    found = predict_parts(parts, chosen, cache, draws, progress)
     names = part_names(parts, chosen)
 
-    def figures(probabilities: Sequence[np.ndarray | None]) -> Evaluation:
-        return summarise(
-            rows, np.concatenate([p for p in probabilities if p is not None]), names, threshold, tie
-        )
+    def figures(answers: Sequence[np.ndarray], cuts: Sequence[float]) -> Evaluation:
+        each = [np.full(len(own), cut) for own, cut in zip(chosen, cuts, strict=True)]
+        return summarise(rows, np.concatenate(answers), names, np.concatenate(each), tie)
 
-    result = figures([one.probabilities for one in found])
+    pairs = list(zip(found, stored, strict=True))
+    result = figures([one.probabilities(own.temperature) for one, own in pairs], cuts)
+    drawn = [one.monte_carlo(own.temperature) for one, own in pairs] if draws else []
+    applied = {part.folder.name: one for part, one in zip(parts, stored, strict=True) if one.images}
+    plain_cuts = [plain_cut] * len(parts)
     return replace(
         result,
-        by={value: subset(result, np.equal(values, value), threshold, tie) for value in sorted(set(values))},
-        monte_carlo=figures([one.monte_carlo for one in found]) if draws else None,
+        calibrations=applied,
+        uncalibrated=figures([one.probabilities() for one in found], plain_cuts) if applied else None,
+        by={value: subset(result, np.equal(values, value), tie) for value in sorted(set(values))},
+        monte_carlo=figures(drawn, cuts) if draws else None,
         timing={
             "seconds_per_image": float(np.mean([one.seconds for one in found])),
             "reading_seconds_per_image": float(np.mean([one.reading for one in found])),
@@ -93,8 +98,23 @@ def evaluate(
     )
 
 
-def write(evaluation: Evaluation, folder: Path, threshold: float = 0.5) -> list[Path]:
-    """Write `metrics.json`, `predictions.csv`, and the ROC, precision-recall and confusion pictures.
+def calibrations(parts: Sequence[Part], threshold: float | None = None) -> list[Calibration]:
+    """Each model's calibration, without its threshold where one is given.
+
+    Raises:
+        RunError: some models have one and others don't, or their thresholds are for different figures.
+    """
+    stored = [calibrate.stored(part) for part in parts]
+    wishes = [one.threshold and (one.threshold.figure, one.threshold.wanted) for one in stored]
+    if len({(one.images > 0, wish) for one, wish in zip(stored, wishes, strict=True)}) > 1:
+        raise RunError(
+            f"{parts[0].folder.parent}: its models are not calibrated alike. Run `medattn calibrate` on it"
+        )
+    return stored if threshold is None else [replace(one, threshold=None) for one in stored]
+
+
+def write(evaluation: Evaluation, folder: Path) -> list[Path]:
+    """Write `metrics.json`, `predictions.csv`, and ROC, precision-recall, confusion and reliability pictures.
 
     Returns:
         The files written.
@@ -102,23 +122,24 @@ def write(evaluation: Evaluation, folder: Path, threshold: float = 0.5) -> list[
     folder.mkdir(parents=True, exist_ok=True)
     classes = evaluation.manifest.class_names
     labels, probabilities = evaluation.manifest.labels, evaluation.probabilities
-    paths = [
-        folder / name for name in ("metrics.json", "predictions.csv", "roc.png", "pr.png", "confusion.png")
-    ]
-    write_json(to_dict(evaluation) | {"threshold": threshold}, paths[0])
-    _write_predictions(evaluation, threshold, paths[1])
+    pictures = ("roc.png", "pr.png", "confusion.png", "reliability.png")
+    paths = [folder / name for name in ("metrics.json", "predictions.csv", *pictures)]
+    write_json(to_dict(evaluation), paths[0])
+    _write_predictions(evaluation, paths[1])
     metrics.roc_picture(labels, probabilities, classes, paths[2], evaluation.figures)
     metrics.pr_picture(labels, probabilities, classes, paths[3], evaluation.figures)
-    metrics.confusion_picture(labels, probabilities, classes, paths[4], threshold)
+    metrics.confusion_picture(labels, probabilities, classes, paths[4], evaluation.thresholds)
+    metrics.reliability_picture(labels, probabilities, paths[5], evaluation.figures)
     if evaluation.monte_carlo is not None:
         paths.append(folder / "predictions_monte_carlo.csv")
-        _write_predictions(evaluation.monte_carlo, threshold, paths[-1])
+        _write_predictions(evaluation.monte_carlo, paths[-1])
     return paths
 
 
 def to_dict(evaluation: Evaluation) -> dict:
     """The figures as plain values; an undefined one is None."""
     figures = evaluation.figures
+    cuts = dict(zip(evaluation.parts, map(float, evaluation.thresholds), strict=True))
     values = {
         "rests_on": str(figures),
         "units": figures.units,
@@ -134,7 +155,13 @@ def to_dict(evaluation: Evaluation) -> dict:
             key: {"mean": plain(mean), "sd": plain(sd)} for key, (mean, sd) in evaluation.spread.items()
         },
         "patients": evaluation.patients,
+        "warning": evaluation.warning or None,
+        "threshold": cuts.popitem()[1] if len(set(cuts.values())) == 1 else cuts,
     }
+    if evaluation.calibrations:
+        values["calibrations"] = {name: asdict(one) for name, one in evaluation.calibrations.items()}
+    if evaluation.uncalibrated is not None:
+        values["uncalibrated"] = to_dict(evaluation.uncalibrated)
     if evaluation.by:
         values["by"] = {value: to_dict(one) for value, one in evaluation.by.items()}
     if evaluation.monte_carlo is not None:
@@ -158,6 +185,9 @@ def table(evaluation: Evaluation) -> str:
                 **evaluation.patients
             )
         )
+    lines += _calibration_lines(evaluation)
+    if evaluation.warning:
+        lines.append(f"warning: {evaluation.warning}")
     for value, one in evaluation.by.items():
         lines += ["", f"{value}: {one.figures}", *_lines(one, HEADLINES)]
     if evaluation.monte_carlo is not None:
@@ -206,6 +236,34 @@ def column(rows: Manifest, name: str) -> tuple[str, ...]:
     return rows.columns[name]
 
 
+def _calibration_lines(evaluation: Evaluation) -> list[str]:
+    """What was fitted and chosen on the validation images, and what became of it here."""
+    applied, before = list(evaluation.calibrations.values()), evaluation.uncalibrated
+    if not applied or before is None:
+        return []
+    basis = _words([one.images for one in applied])
+    temperatures = _words([one.temperature for one in applied])
+    errors = [one.figures.figures["ece"] for one in (before, evaluation)]
+    lines = [
+        f"calibrated: temperature {temperatures}, fitted on {basis} validation images; ECE here {errors[0]} "
+        f"before, {errors[1]} after"
+    ]
+    chosen = [one.threshold for one in applied if one.threshold]
+    if chosen:
+        figure, wish = chosen[0].figure, f"{chosen[0].figure} {chosen[0].wanted:g}"
+        lines.append(
+            f"threshold {_words([one.value for one in chosen])} chosen on validation for {wish}, "
+            f"there {_words([one.validation for one in chosen])} of {_words([one.images for one in chosen])} "
+            f"images: here {evaluation.figures.figures[figure]}"
+        )
+    return lines
+
+
+def _words(values: Sequence[float]) -> str:
+    """One number, or the range of several."""
+    return " to ".join(f"{value:.4g}" for value in sorted({min(values), max(values)}))
+
+
 def _lines(evaluation: Evaluation, keys: Iterable[str]) -> list[str]:
     names = evaluation.manifest.class_names
     lines = []
@@ -222,9 +280,9 @@ def _lines(evaluation: Evaluation, keys: Iterable[str]) -> list[str]:
     return lines
 
 
-def _write_predictions(evaluation: Evaluation, threshold: float, path: Path) -> None:
+def _write_predictions(evaluation: Evaluation, path: Path) -> None:
     rows = evaluation.manifest
-    answers = predicted_classes(evaluation.probabilities, threshold)
+    answers = predicted_classes(evaluation.probabilities, evaluation.thresholds)
     with written_aside(path) as aside, open(aside, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["path", "patient", "model", "label", "predicted", *rows.class_names])

@@ -12,7 +12,8 @@ from keras_medattn.data.manifest import Manifest
 from keras_medattn.data.pseudonyms import Pseudonyms
 from keras_medattn.metrics import Bootstrap
 from keras_medattn.metrics.patients import Tie
-from keras_medattn.metrics.scores import check_predictions
+from keras_medattn.metrics.scores import Threshold, check_predictions
+from keras_medattn.train.calibrate import Calibration
 from keras_medattn.train.experiment import Part
 
 
@@ -32,6 +33,9 @@ class Evaluation:
         by: the same for the images of each value of a column.
         monte_carlo: the same for the mean softmax over drawn answers.
         timing: seconds an image, of the model and of reading, and the process's peak memory.
+        thresholds: `(N,)`, of two classes the probability from which the second was answered.
+        calibrations: of models that have one, as it was applied.
+        uncalibrated: where they have: the figures at temperature 1, and without their thresholds.
     """
 
     manifest: Manifest
@@ -43,13 +47,27 @@ class Evaluation:
     by: dict[str, Evaluation] = field(default_factory=dict)
     monte_carlo: Evaluation | None = None
     timing: dict[str, float] = field(default_factory=dict)
+    thresholds: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    calibrations: dict[str, Calibration] = field(default_factory=dict)
+    uncalibrated: Evaluation | None = None
+
+    @property
+    def warning(self) -> str:
+        """What to know about units that are no patients; empty where all are."""
+        if self.figures.unit == "patients":
+            return ""
+        which = "no patients are" if self.manifest.patients is None else "not every image's patient is"
+        return (
+            f"{which} known: if a patient has several images, the intervals are too narrow, and training may "
+            "have seen the patient"
+        )
 
 
 def summarise(
     rows: Manifest,
     probabilities: np.ndarray,
     parts: Sequence[str],
-    threshold: float = 0.5,
+    threshold: Threshold = 0.5,
     tie: Tie = "probability",
 ) -> Evaluation:
     """The figures of predictions.
@@ -58,7 +76,7 @@ def summarise(
         rows: the images, those of one model after those of another.
         probabilities: `(N, C)`.
         parts: the model that predicted each image.
-        threshold: as in `evaluate`.
+        threshold: as in `evaluate`, or one for each image.
         tie: as in `evaluate`.
     """
     figures_of = statistic(rows, probabilities, parts, threshold, tie)
@@ -78,23 +96,23 @@ def summarise(
             labels.setdefault(patient, set()).add(label)
         mixed = sum(len(each) > 1 for each in labels.values())
         patients = {"patients": len(labels) - mixed, "left_out": mixed, "tie": tie}
-    return Evaluation(rows, probabilities, tuple(parts), figures, spread, patients)
+    thresholds = np.broadcast_to(threshold, len(rows))
+    return Evaluation(rows, probabilities, tuple(parts), figures, spread, patients, thresholds=thresholds)
 
 
-def subset(
-    evaluation: Evaluation, chosen: np.ndarray, threshold: float = 0.5, tie: Tie = "probability"
-) -> Evaluation:
+def subset(evaluation: Evaluation, chosen: np.ndarray, tie: Tie = "probability") -> Evaluation:
     """The figures of some of the images: `chosen (N,)` is true for them."""
     rows = np.flatnonzero(chosen)
     parts = [evaluation.parts[row] for row in rows]
-    return summarise(evaluation.manifest.take(rows), evaluation.probabilities[rows], parts, threshold, tie)
+    table, thresholds = evaluation.manifest.take(rows), evaluation.thresholds[rows]
+    return summarise(table, evaluation.probabilities[rows], parts, thresholds, tie)
 
 
 def statistic(
     rows: Manifest,
     probabilities: np.ndarray,
     parts: Sequence[str],
-    threshold: float = 0.5,
+    threshold: Threshold = 0.5,
     tie: Tie = "probability",
 ) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
     """`weights (R, N) -> {figure: (R,)}`: those of images and, where patients are known, theirs.

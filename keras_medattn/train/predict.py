@@ -1,10 +1,10 @@
-"""What a run's model answers to images: class probabilities, drawn answers, and what an image costs."""
+"""What a run's model answers to images: class scores, drawn answers, and what an image costs."""
 
 from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,23 +25,54 @@ class Prediction:
     """Answers to some images.
 
     Attributes:
-        probabilities: `(N, C)`.
-        monte_carlo: `(N, C)` the mean softmax over drawn answers, or None.
+        scores: `(N, C)`, before the softmax.
+        drawn: `(N, draws, C)`, those of drawn answers, of which there may be none.
         seconds: that the model takes for an image, once warm, in batches as they were predicted.
         reading: seconds that reading and resizing an image takes.
     """
 
-    probabilities: np.ndarray
-    monte_carlo: np.ndarray | None
+    scores: np.ndarray
+    drawn: np.ndarray
     seconds: float
     reading: float
+
+    def probabilities(self, temperature: float = 1.0) -> np.ndarray:
+        """Class probabilities `(N, C)`."""
+        return softmax(self.scores / temperature, axis=-1)
+
+    def monte_carlo(self, temperature: float = 1.0) -> np.ndarray:
+        """The mean softmax `(N, C)` over drawn answers."""
+        return softmax(self.drawn / temperature, axis=-1).mean(axis=1)
 
 
 def predict(
     part: Part, manifest: Manifest, progress: inputs.Progress = lambda items, *_: items
 ) -> np.ndarray:
-    """Class probabilities `(N, C)` of images by a run's model."""
-    return predictions(part, manifest, 0, progress).probabilities
+    """Class probabilities `(N, C)` of images by a run's model, at temperature 1."""
+    return predictions(part, manifest, 0, progress).probabilities()
+
+
+def predict_parts(
+    parts: Sequence[Part],
+    chosen: Sequence[Manifest],
+    cache: Path | str | None,
+    draws: int,
+    progress: inputs.Progress,
+) -> list[Prediction]:
+    """The answers of a run's models, each to its own images; `cache` and `draws` as in `evaluate`.
+
+    Raises:
+        RunError: as `predictions` and `predictions_on_features`.
+    """
+    table = parts[0].manifest
+    images = None if cache is None or draws else inputs.images(parts[0].recipe, table, progress)
+    found = []
+    for part, own in zip(parts, chosen, strict=True):
+        if images is None or cache is None or set(own.names) - set(table.names):
+            found.append(predictions(part, own, draws, progress))
+        else:
+            found.append(predictions_on_features(part, own, images, Path(cache), progress))
+    return found
 
 
 def predictions(part: Part, manifest: Manifest, draws: int, progress: inputs.Progress) -> Prediction:
@@ -60,13 +91,13 @@ def predictions(part: Part, manifest: Manifest, draws: int, progress: inputs.Pro
     size = max(1, min(_BATCH, _BATCH_PIXELS // pixels))
     over = functools.partial(_over_batches, fetch=fetch, count=len(manifest), size=size, progress=progress)
     forward = tf.function(lambda batch: model(batch, training=False), reduce_retracing=True)
-    probabilities = softmax(over(lambda batch, _: forward(batch), text=f"predicting, {name}"), axis=-1)
+    scores = over(lambda batch, _: forward(batch), text=f"predicting, {name}")
     cost = _cost(forward, fetch, len(manifest), size)
     if not draws:
-        return Prediction(probabilities, None, *cost)
+        return Prediction(scores, _no_draws(scores), *cost)
     sample = tf.function(lambda batch, seed: model.sample(batch, draws=draws, seed=seed))
     drawn = over(lambda batch, number: sample(batch, tf.constant(number)), text=f"{draws} draws, {name}")
-    return Prediction(probabilities, softmax(drawn, axis=-1).mean(axis=1), *cost)  # drawn (N, draws, C)
+    return Prediction(scores, drawn, *cost)
 
 
 def predictions_on_features(
@@ -95,7 +126,11 @@ def predictions_on_features(
         progress,
         f"predicting, {part.folder.name}",
     )
-    return Prediction(softmax(scores, axis=-1), None, np.nan, np.nan)
+    return Prediction(scores, _no_draws(scores), np.nan, np.nan)
+
+
+def _no_draws(scores: np.ndarray) -> np.ndarray:
+    return np.empty((len(scores), 0, scores.shape[1]))
 
 
 def _over_batches(
