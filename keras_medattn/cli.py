@@ -15,6 +15,7 @@ EPILOG = """examples:
   medattn train recipe.toml --data photos/ --out runs/a   train; a run is never overwritten
   medattn train recipe.toml --data photos/ --out runs/a --resume
   medattn train recipe.toml --data set.csv --out runs/cv --folds 5 --set train.epochs=20
+  medattn calibrate runs/a --sensitivity 0.95             confidence and threshold, on validation images
   medattn evaluate runs/a                                 figures with 95% intervals, pictures, predictions
   medattn compare runs/a runs/b                           which is better, and whether that is chance
   medattn explain runs/a --split test --truth masks/      where it looked, and whether it was there
@@ -122,6 +123,24 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--resume", action="store_true", help="go on from the last finished epoch")
     one.add_argument("--cache", type=Path, metavar="DIR", help="share cached features between runs")
 
+    one = command(
+        "calibrate",
+        _calibrate,
+        "fit a run's confidence to its validation images",
+        "medattn calibrate runs/a --sensitivity 0.95",
+    )
+    one.add_argument("run_folder", type=Path, metavar="RUN")
+    wish = one.add_mutually_exclusive_group()
+    for figure in ("sensitivity", "specificity"):
+        wish.add_argument(
+            f"--{figure}",
+            type=float,
+            metavar="SHARE",
+            help=f"of two classes, also choose the threshold that reaches this {figure} of the second",
+        )
+    one.add_argument("--data", type=Path, help="where the run's images are now")
+    one.add_argument("--cache", type=Path, metavar="DIR", help="use features cached by training, for speed")
+
     one = command("evaluate", _evaluate, "figures on held-out images", "medattn evaluate runs/a --json")
     one.add_argument("run_folder", type=Path, metavar="RUN")
     one.add_argument(
@@ -131,7 +150,9 @@ def _parser() -> argparse.ArgumentParser:
         "--split", default="test", choices=("train", "val", "test"), help="side to evaluate (test)"
     )
     one.add_argument(
-        "--threshold", type=float, default=0.5, help="from which the second of two classes is answered"
+        "--threshold",
+        type=float,
+        help="from which the second of two classes is answered (the one that calibrate chose, or 0.5)",
     )
     one.add_argument(
         "--tie",
@@ -344,6 +365,18 @@ def _train(options) -> int:
     return 0
 
 
+def _calibrate(options) -> int:
+    from keras_medattn.train import calibrate, experiment
+
+    wanted = ("sensitivity", options.sensitivity) if options.sensitivity is not None else None
+    wanted = ("specificity", options.specificity) if options.specificity is not None else wanted
+    parts = experiment.load(options.run_folder, options.data)
+    for part, one in zip(parts, calibrate.calibrate(parts, wanted, options.cache, _progress), strict=True):
+        print(calibrate.text(part, one))
+    print(f"wrote {calibrate.FILE}. Next: medattn evaluate {options.run_folder}")
+    return 0
+
+
 def _evaluate(options) -> int:
     from keras_medattn.train import evaluate, experiment, figures
 
@@ -361,7 +394,7 @@ def _evaluate(options) -> int:
     )
     if ids := _pseudonyms(options):
         result = figures.pseudonymised(result, ids)
-    paths = evaluate.write(result, options.out or options.run_folder / "evaluation", options.threshold)
+    paths = evaluate.write(result, options.out or options.run_folder / "evaluation")
     if options.json:
         print(json.dumps(evaluate.to_dict(result), indent=2))
         return 0
@@ -433,22 +466,23 @@ def _explain(options) -> int:
 
 def _export(options) -> int:
     from keras_medattn.export import formats, saved_model
-    from keras_medattn.train import experiment
+    from keras_medattn.train import calibrate, experiment
 
     parts = experiment.load(options.run_folder, options.data)
     if len(parts) > 1:
         return _fail(f"{options.run_folder} holds {len(parts)} models: name one, say {parts[0].folder}")
-    samples = parts[0].manifest.split("val")
+    own, samples = calibrate.stored(parts[0]), parts[0].manifest.split("val")
     samples = samples.take(range(min(options.samples, len(samples))))
     what = parts[0].model(), parts[0].recipe, parts[0].manifest.class_names, options.to, samples
+    settings = own.temperature, own.threshold.value if own.threshold else None
     folders, differences = [], {}
     if "saved_model" in options.formats:
-        folder, found = saved_model.export(*what)
+        folder, found = saved_model.export(*what, *settings)
         folders, differences = [folder], found
     if files := [name for name in options.formats if name != "saved_model"]:
         training = parts[0].manifest.split("train")
         training = training.take(range(0, len(training), -(-len(training) // 100)))
-        folder, found = formats.export(*what, training, files)
+        folder, found = formats.export(*what, training, files, *settings)
         folders, differences = [*folders, folder], differences | found
     for name, value in differences.items():
         print(f"{name:<16} largest difference to Keras in a probability: {value:.2e} ({len(samples)} images)")
