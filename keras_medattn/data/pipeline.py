@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -11,28 +10,17 @@ import numpy as np
 import tensorflow as tf
 
 from keras_medattn.data import readers, volumes
-from keras_medattn.data.decode import resize
 from keras_medattn.data.headers import MAX_PIXELS, ImageError
 from keras_medattn.data.manifest import Manifest
+from keras_medattn.data.readers import size_pixels
 
 Fetch = Callable[[np.ndarray, int], Any]  # rows, epoch -> their array; of volumes what `padded` answers
 Augment = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]  # images (B, H, W, C), seeds (B, 2) -> images
 
 
-@functools.lru_cache(maxsize=8)
-def _resizer(size: tuple[int, int]):
-    spec = tf.TensorSpec((None, None, 3), tf.uint8)
-    return tf.function(lambda image: resize(image, size)).get_concrete_function(spec)
-
-
 def read_sized(path, size: tuple[int, int], window=None, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Read one file and resize it to the model's `(height, width)`: `(h, w, 3)` uint8."""
-    return size_pixels(readers.read(path, window, max_pixels), size)
-
-
-def size_pixels(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resize RGB pixels to the model's `(height, width)`, as training and the exported model do."""
-    return _resizer((size[0], size[1]))(tf.constant(pixels)).numpy()
+    return readers.read(path, window, max_pixels, (size[0], size[1]))
 
 
 def read_sized_volume(

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from keras_medattn.data import augment, pipeline
+from keras_medattn.data import augment, pipeline, readers
 from keras_medattn.data.headers import ImageError
 from keras_medattn.data.manifest import Manifest
 
@@ -170,7 +170,7 @@ def test_streamed_equals_in_memory(files):
     fetch = pipeline.streamed(files, size)
     np.testing.assert_array_equal(fetch(np.array([3, 0, 4]), 0), images[[3, 0, 4]])
     for path, image in zip(files.paths, images, strict=True):
-        np.testing.assert_array_equal(pipeline.read_sized(path, size), image)
+        np.testing.assert_array_equal(pipeline.size_pixels(readers.read(path), size), image)
         with Image.open(path) as picture:
             wanted = np.asarray(picture.convert("RGB").resize((36, 24), Image.Resampling.BILINEAR))
         assert np.abs(image.astype(int) - wanted).max() <= 1
