@@ -2,8 +2,10 @@
 
 import io
 import json
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,10 +13,13 @@ import tensorflow as tf
 from PIL import Image
 from scipy.special import softmax
 
+from keras_medattn.cli import main
 from keras_medattn.data import pipeline
 from keras_medattn.explain import heatmaps
 from keras_medattn.export import saved_model
 from keras_medattn.export.saved_model import ExportError
+from keras_medattn.train import calibrate
+from keras_medattn.train.calibrate import Calibration, Threshold
 
 
 @pytest.fixture(scope="module")
@@ -49,23 +54,26 @@ def test_every_signature_answers_as_keras(served, tiny_run, batch):
         assert all(value.shape[0] == batch for value in answer.values())
 
 
-def test_temperature_and_threshold_are_inside(tiny_run, tmp_path):
-    """A threshold between the answers of two images: labels follow it, not the likelier class."""
-    model, test = tiny_run.model(), tiny_run.manifest.split("test")
-    scores = model(np.stack([pipeline.read_sized(path, (64, 80)) for path in test.paths])).numpy()
+def test_temperature_and_threshold_are_inside(tiny_run, tiny_set, tmp_path):
+    """From the run's calibration; a threshold between the answers of two images, which labels follow."""
+    part = replace(tiny_run, folder=tmp_path / "run")
+    shutil.copytree(tiny_run.folder, part.folder)
+    about = json.loads((part.folder / "run.json").read_text()) | {"root": str(tiny_set.parent)}
+    (part.folder / "run.json").write_text(json.dumps(about))
+    test = part.manifest.split("test")
+    scores = part.model()(np.stack([pipeline.read_sized(path, (64, 80)) for path in test.paths])).numpy()
     expected = softmax(scores / 2.5, axis=-1)
     threshold = float(np.sort(expected[:, 1])[3:5].mean())
-    folder, differences = saved_model.export(
-        model, tiny_run.recipe, tiny_run.manifest.class_names, tmp_path / "m", test, 2.5, threshold
-    )
-    assert max(differences.values()) <= 1e-5  # to the calibrated answers
-    served = tf.saved_model.load(str(folder))
+    chosen = Threshold(threshold, "sensitivity", 0.9, 1.0, 3)
+    calibrate.keep(part, Calibration(2.5, True, 6, 5, (1.0, 0.5), (0.2, 0.1), chosen))
+    assert main(["export", str(part.folder), "--to", str(tmp_path / "m"), "--samples", "2"]) == 0
+    served = tf.saved_model.load(str(tmp_path / "m" / "1"))
     answer = served.signatures["serving_default"](tf.constant([path.read_bytes() for path in test.paths]))
     np.testing.assert_allclose(answer["probabilities"], expected, atol=1e-5)
     assert answer["label"].numpy().tolist() == (expected[:, 1] >= threshold).astype(int).tolist()
     assert answer["label"].numpy().sum() == 4  # of eight
     assert (answer["label"].numpy() != scores.argmax(axis=-1)).any()
-    about = json.loads((folder / "assets.extra" / "medattn.json").read_text())
+    about = json.loads((tmp_path / "m" / "1" / "assets.extra" / "medattn.json").read_text())
     assert (about["temperature"], about["threshold"]) == (2.5, threshold)
 
 
