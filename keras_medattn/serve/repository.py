@@ -4,7 +4,7 @@ import gc
 import logging
 import threading
 import weakref
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,9 +58,9 @@ class Repository:
         self.refresh()
 
     @property
-    def names(self) -> Collection[str]:
-        """The models that have a version, loaded or not."""
-        return self.versions
+    def names(self) -> list[str]:
+        """The models to serve that have a version, loaded or not."""
+        return [name for name in self.versions if name in self._configs]
 
     @property
     def errors(self) -> list[str]:
@@ -105,7 +105,7 @@ class Repository:
 
     def resolve(self, name: str) -> str:
         """Answers the model's name: itself, or of the only model when "default" is asked for."""
-        return next(iter(self.names)) if name == "default" and len(self.names) == 1 else name
+        return self.names[0] if name == "default" and len(self.names) == 1 else name
 
     def refresh(self) -> list[str]:
         """Loads the versions that are wanted and not there, then lets go of those that are not wanted.

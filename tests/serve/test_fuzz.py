@@ -69,15 +69,16 @@ def _resident(process) -> int:
     return int(re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{process.pid}/status").read_text())[1])
 
 
-def test_broken_input_gets_a_refusal_or_an_answer_and_memory_returns(process):
+@pytest.mark.parametrize("total", [600, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_broken_input_gets_a_refusal_or_an_answer_and_memory_returns(process, total):
     server, target, rest = process
     rng = np.random.default_rng(0)
     codes = {"OK": 0, "INVALID_ARGUMENT": 0}
     before, texts = 0, []
     with grpc.insecure_channel(target) as channel:
         stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
-        for turn in range(600):
-            if turn == 200:
+        for turn in range(total):
+            if turn == total // 3:
                 before = _resident(server)
             if turn % 3:
                 sent = request(image_bytes=[_image(rng)])
@@ -89,7 +90,7 @@ def test_broken_input_gets_a_refusal_or_an_answer_and_memory_returns(process):
             except grpc.RpcError as error:
                 codes[error.code().name] += 1
                 texts.append(error.details())
-        for _ in range(150):
+        for _ in range(total // 4):
             status, reply = ask(rest, "/v1/models/toy:predict", _json(rng))
             assert status in (200, 400), reply
             assert list(reply) == [{200: "predictions", 400: "error"}[status]]
@@ -98,8 +99,8 @@ def test_broken_input_gets_a_refusal_or_an_answer_and_memory_returns(process):
         np.testing.assert_allclose(answer[0], expected(good), atol=1e-6)
     assert set(codes) == {"OK", "INVALID_ARGUMENT"}
     assert min(map(len, texts)) > 20
-    assert codes["INVALID_ARGUMENT"] > 300
-    assert codes["OK"] > 30
+    assert codes["INVALID_ARGUMENT"] > total // 2
+    assert codes["OK"] > total // 20
     assert _resident(server) < 1.1 * before
 
 

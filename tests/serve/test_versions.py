@@ -164,19 +164,20 @@ def test_warmup_that_is_none_of_ours(folder):
         Servable("toy", 2, path)
 
 
-def test_versions_are_swapped_under_load_and_the_config_reloaded(folder, models, tmp_path):
-    """200 requests of 4 clients, three versions and a corrupt one: none fails."""
+@pytest.mark.parametrize(("count", "each"), [(4, 50), pytest.param(8, 250, marks=pytest.mark.slow)])
+def test_versions_are_swapped_under_load_and_the_config_reloaded(folder, models, tmp_path, count, each):
+    """Many clients ask while a corrupt version and a good one come: no request fails."""
     warm_up(folder / "toy" / "1", picture(0))
     path = folder / "models.config"
     path.write_text(f"model_config_list {{ {toy(folder)} }}")
     process, port = start(None, tmp_path / "log", config=str(path), poll=0.1)
-    seen, enough = [], threading.Barrier(5)
+    seen, enough = [], threading.Barrier(count + 1)
 
     def client(number):
         with grpc.insecure_channel(target, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
             stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
-            for turn in range(50):
-                if turn == 20:
+            for turn in range(each):
+                if turn == each // 2:
                     enough.wait(60)
                 answer = stub.Predict(
                     request(image_bytes=[(data := picture(100 * number + turn))]), timeout=30
@@ -191,7 +192,7 @@ def test_versions_are_swapped_under_load_and_the_config_reloaded(folder, models,
                 time.sleep(0.02)
 
     target = f"127.0.0.1:{port}"
-    with grpc.insecure_channel(target) as channel, ThreadPoolExecutor(4) as pool:
+    with grpc.insecure_channel(target) as channel, ThreadPoolExecutor(count) as pool:
         service = model_service_pb2_grpc.ModelServiceStub(channel)
         ask = get_model_status_pb2.GetModelStatusRequest()
         ask.model_spec.name = "toy"
@@ -205,7 +206,7 @@ def test_versions_are_swapped_under_load_and_the_config_reloaded(folder, models,
                 time.sleep(0.05)
             raise AssertionError(f"version {version} is not {state}: {found}")
 
-        clients = [pool.submit(client, number) for number in range(4)]
+        clients = [pool.submit(client, number) for number in range(count)]
         (folder / "toy" / "3").mkdir()
         (folder / "toy" / "3" / "saved_model.pb").write_bytes(b"not a model")
         wait_for(3, "END")
@@ -215,7 +216,7 @@ def test_versions_are_swapped_under_load_and_the_config_reloaded(folder, models,
         wait_for(2, "END")
         for one in clients:
             one.result()
-        assert len(seen) == 200
+        assert len(seen) == count * each
         assert seen[0] == 2
         assert seen[-1] == 4
         assert set(seen) == {2, 4}
