@@ -34,10 +34,10 @@ test-backends: $(BACKENDS)/.done
 
 setup-benchmarks: $(BENCHMARKS)/.done
 
-# TensorFlow and PyTorch side by side, for benchmarks against peers
+# TensorFlow, PyTorch and OpenCV side by side, for benchmarks against peers
 $(BENCHMARKS)/.done: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(BENCHMARKS)
-	$(BENCHMARKS)/bin/pip install --quiet --editable ".[train,serve]" "torch==2.13.0"
+	$(BENCHMARKS)/bin/pip install --quiet --editable ".[train,serve]" "torch==2.13.0" "opencv-python-headless>=4.10,<6"
 	touch $@
 
 lint: setup
