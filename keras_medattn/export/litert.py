@@ -36,6 +36,9 @@ def write(
         options["representative_dataset"] = lambda: iter(ranges)
     if kind in ("litert_float16", "litert_int8"):
         options["optimizations"] = [tf.lite.Optimize.DEFAULT]
+    # named, or Keras opens the batch again
+    specs = {one.name: tf.TensorSpec(one.shape, one.dtype, one.name) for one in model.inputs}
+    options["input_signature"] = [specs]
     model.export(str(path), format="litert", verbose=False, target_spec=spec, **options)
 
 

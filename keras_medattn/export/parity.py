@@ -31,7 +31,7 @@ COLUMNS = (
     *("serving_default", "tensor", "explain"),
     *("litert", "litert_batch1", "litert_float16", "litert_int8", "onnx"),
 )
-_SAMPLING: dict[str, Any] = {"patches": 3, "patch_size": 12, "stride": 5}
+_SAMPLING: dict[str, Any] = {"patches": 3, "patch_size": 12, "stride": 5, "temperature": 0.3}
 
 
 def _mims() -> keras.Model:
@@ -65,6 +65,8 @@ ROWS: dict[str, Callable[[], Any]] = {
     "MIMS in mixed_bfloat16": _mixed,
     "MIMS of volumes": _mims,
 }
+# it crops where the attention is above a threshold: what is rounded may choose other crops
+ABSENT = {("GatedFusion", "litert_float16"), ("GatedFusion", "litert_int8")}
 
 
 def row(name: str, columns: Sequence[str] = COLUMNS) -> dict[str, float]:
@@ -88,12 +90,12 @@ def row(name: str, columns: Sequence[str] = COLUMNS) -> dict[str, float]:
     names = ("a", "b", "c")
     with tempfile.TemporaryDirectory() as folder:
         table = _files(Path(folder) / "data", bool(slices))
-        wanted = [column for column in columns if column in formats.FILES]
+        wanted = [one for one in columns if one in formats.FILES and (name, one) not in ABSENT]
         found = {}
         if wanted:
             to = Path(folder) / "model"
             found |= formats.export(model, recipe, names, to, table, table, wanted, 0.1)[1]
-        if len(wanted) < len(columns):
+        if not set(columns) <= set(formats.FILES):
             version, signatures = saved_model.export(
                 model, recipe, names, Path(folder) / "served", table, 0.1
             )
