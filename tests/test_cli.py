@@ -86,7 +86,7 @@ def test_wrong_command_line_is_2():
         ("sklearn", ["evaluate", "RUN"], "train"),
         ("grpc", ["serve", "."], "serve"),
         ("skimage", ["demo", "--out", "OUT"], "demo"),
-        ("tensorflow_serving", ["export", "RUN", "--to", "OUT"], "train,serve"),
+        ("tensorflow_serving", ["export", "RUN", "--to", "OUT"], "train,serve,litert,onnx"),
     ],
 )
 def test_missing_extra_answers_with_its_line(missing, arguments, extra, tiny_set, tiny_run, tmp_path):
