@@ -165,16 +165,7 @@ def load_torch(model: keras.Model, path: str | os.PathLike[str]) -> None:
     """
     # older files have `norm.1` for `norm1`: only the letters and digits of names are compared
     state = {_plain(key): value for key, value in torch_weights.read(path).items()}
-    for layer in model.layers:
-        if not layer.weights:
-            continue
-        try:
-            layer.set_weights(_torch_weights(layer, state))
-        except (KeyError, ValueError) as error:
-            raise ValueError(
-                f"{os.fspath(path)} has no {model.name} weights for layer {layer.name}: {error}. Pass the "
-                f"state dict of torchvision's network. Received: path={os.fspath(path)!r}"
-            ) from error
+    torch_weights.assign(model, path, model.name, lambda layer: _torch_weights(layer, state))
 
 
 def _plain(name: str) -> str:

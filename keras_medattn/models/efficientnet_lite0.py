@@ -115,13 +115,4 @@ def load_torch(model: keras.Model, path: str | os.PathLike[str]) -> None:
         ValueError: the file can't be read safely, or its tensors are not those of EfficientNet-Lite0.
     """
     state = torch_weights.read(path)
-    for layer in model.layers:
-        if not layer.weights:
-            continue
-        try:
-            layer.set_weights(_torch_weights(layer, state))
-        except (KeyError, ValueError) as error:
-            raise ValueError(
-                f"{os.fspath(path)} has no EfficientNet-Lite0 weights for layer {layer.name}: {error}. Pass "
-                f"the state dict of that network. Received: path={os.fspath(path)!r}"
-            ) from error
+    torch_weights.assign(model, path, "EfficientNet-Lite0", lambda layer: _torch_weights(layer, state))

@@ -11,8 +11,10 @@ import math
 import os
 import pickle
 import zipfile
+from collections.abc import Callable, Sequence
 from typing import Any, BinaryIO, NamedTuple
 
+import keras
 import numpy as np
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
@@ -138,4 +140,33 @@ def read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
             raise ValueError(
                 f"{os.fspath(path)} is not a PyTorch state dict that can be read safely: "
                 f"{type(error).__name__}: {error}. Received: path={os.fspath(path)!r}"
+            ) from error
+
+
+def assign(
+    model: keras.Model,
+    path: str | os.PathLike[str],
+    network: str,
+    weights_of: Callable[[keras.Layer], Sequence[np.ndarray]],
+) -> None:
+    """Put a file's tensors into every layer of `model` that has weights.
+
+    Args:
+        model: the network.
+        path: the file, for errors.
+        network: what to call it in errors.
+        weights_of: what the file holds for a layer, in the order of its weights; raises KeyError for none.
+
+    Raises:
+        ValueError: the file lacks a layer's weights, or has them in another shape.
+    """
+    for layer in model.layers:
+        if not layer.weights:
+            continue
+        try:
+            layer.set_weights(weights_of(layer))
+        except (KeyError, ValueError) as error:
+            raise ValueError(
+                f"{os.fspath(path)} has no {network} weights for layer {layer.name}: {error}. Pass the "
+                f"state dict of that network. Received: path={os.fspath(path)!r}"
             ) from error
