@@ -16,6 +16,7 @@ from keras_medattn.data.readers import size_pixels
 
 Fetch = Callable[[np.ndarray, int], Any]  # rows, epoch -> their array; of volumes what `padded` answers
 Augment = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]  # images (B, H, W, C), seeds (B, 2) -> images
+Mix = Callable[[Any, tf.Tensor, tf.Tensor], tuple[Any, tf.Tensor]]  # inputs, labels, seed (2,) -> both
 
 
 def read_sized(path, size: tuple[int, int], window=None, max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -65,8 +66,9 @@ def read_all(
     max_pixels: int = MAX_PIXELS,
     progress: Callable[[Iterable, int], Iterable] = lambda items, _: items,
     central: int | None = None,
+    into: np.ndarray | None = None,
 ) -> Any:
-    """Read every image at the model's size into memory: `(N, h, w, 3)` uint8.
+    """Read every image at the model's size: `(N, h, w, 3)` uint8.
 
     Args:
         manifest: the images.
@@ -75,6 +77,7 @@ def read_all(
         max_pixels: see `readers.read`.
         progress: wraps the loop over `(items, total)`.
         central: of volumes, how many central slices are read, 0 for all; None: plain images.
+        into: of plain images: the array to fill, say one that lies in a file; None: a new one in memory.
 
     Returns:
         The array; of volumes a list of one `(S_i, h, w, 3)` each.
@@ -84,7 +87,7 @@ def read_all(
     """
     images: Any = [None] * len(manifest)
     if central is None:
-        images = np.empty((len(manifest), *size, 3), np.uint8)
+        images = np.empty((len(manifest), *size, 3), np.uint8) if into is None else into
     read = _reader(size, window, max_pixels, central)
 
     def one(place_and_path):
@@ -211,6 +214,7 @@ def training_batches(
     epochs: range,
     augment: Augment | None = None,
     balance: bool = False,
+    mix: Mix | None = None,
 ) -> tf.data.Dataset:
     """Batches `(inputs, labels)` for the given epochs, in an order that the seed fixes.
 
@@ -222,6 +226,7 @@ def training_batches(
         epochs: those to deliver; after a resume it starts past 0.
         augment: maps images and a seed pair for each to images.
         balance: draw the classes equally often; see `rows_of_step`.
+        mix: maps a batch, augmented, and its labels to those that are learnt; the seed is one a step.
     """
     count, steps = len(labels), steps_an_epoch(len(labels), batch_size)
     first = fetch(np.array([0]), 0)
@@ -239,7 +244,8 @@ def training_batches(
         seeds.set_shape((None, 2))
         targets.set_shape((None,))
         inputs = _shaped(first, parts)
-        return (inputs if augment is None else _augmented(inputs, seeds, augment)), targets
+        inputs = inputs if augment is None else _augmented(inputs, seeds, augment)
+        return (inputs, targets) if mix is None else mix(inputs, targets, seeds[0])
 
     steps_to_do = tf.data.Dataset.range(epochs.start * steps, epochs.stop * steps)
     return steps_to_do.map(load, num_parallel_calls=2, deterministic=True).prefetch(2)

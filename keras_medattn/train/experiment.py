@@ -79,8 +79,8 @@ def train(
             where they have such.
         seeds: one model (or set of folds) each; empty: the recipe's seed. A seed fixes its folds too.
         resume: go on with a run that was stopped: from each model's last finished epoch.
-        cache: where features of frozen layers, and images that a public set's protocol changes, are kept; by
-            default in the run folder.
+        cache: where features of frozen layers, images that a public set's protocol changes, and decoded ones
+            (`data.disk_gb`) are kept; by default in the run folder.
         progress: wraps long loops.
         write: prints a line.
 
@@ -103,7 +103,7 @@ def train(
         about = _about(recipe, manifest, data, out, folds, seeds)
         about = _stored_about(out, about) if resume else about
         trainer.build(recipe, len(manifest.class_names))  # what is wrong with the model shows here
-        images = inputs.images(recipe, manifest, progress)
+        images = inputs.images(recipe, manifest, progress, Path(cache) if cache else out / "cache")
         out.mkdir(parents=True, exist_ok=True)
         write_json(about, out / "run.json")
     for part in made:

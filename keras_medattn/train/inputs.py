@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -20,25 +21,45 @@ Progress = Callable[[Iterable, int, str], Iterable]
 _VIEW_SEED = 7919  # augmented views are the same for every seed of a study, so that a cache serves all
 
 
-def images(recipe: Recipe, manifest: Manifest, progress: Progress) -> pipeline.Fetch:
-    """Hold the images in memory at the model's size where they fit, else read them batch by batch."""
+def images(recipe: Recipe, manifest: Manifest, progress: Progress, cache: Path) -> pipeline.Fetch:
+    """Hold the images at the model's size in memory, or in a file of `cache`, or read them batch by batch."""
     data = recipe.data
     slices = len(manifest)
     if data.slices:
         depths = [volumes.check_header(path, data.max_pixels).pages for path in manifest.paths]
         slices = sum(min(depth, data.central or depth) for depth in depths)
-    if slices * data.image_size[0] * data.image_size[1] * 3 / 1e9 > data.memory_gb:
+    gigabytes = slices * data.image_size[0] * data.image_size[1] * 3 / 1e9
+    if gigabytes > data.memory_gb and (data.slices or gigabytes > data.disk_gb):
         return streamed(data, manifest)
-    return pipeline.held(
-        pipeline.read_all(
+
+    def read(into: np.ndarray | None = None):
+        return pipeline.read_all(
             manifest,
             data.image_size,
             data.window or None,
             data.max_pixels,
             lambda items, total: progress(items, total, "reading images"),
             data.central if data.slices else None,
+            into,
         )
-    )
+
+    return pipeline.held(read() if gigabytes <= data.memory_gb else _decoded(data, manifest, cache, read))
+
+
+def _decoded(data: Data, manifest: Manifest, cache: Path, read: Callable[[np.ndarray], Any]) -> np.ndarray:
+    """All images in one file, mapped: the system's own cache keeps in memory what there is room for."""
+    files = [
+        (str(path.resolve()), (stat := path.stat()).st_size, stat.st_mtime_ns) for path in manifest.paths
+    ]
+    told = json.dumps([files, data.image_size, data.window, data.max_pixels])
+    path = cache / f"images-{hashlib.sha256(told.encode()).hexdigest()[:16]}.npy"
+    if not path.is_file():
+        cache.mkdir(parents=True, exist_ok=True)
+        with written_aside(path) as aside:
+            out = np.lib.format.open_memmap(aside, "w+", np.uint8, (len(manifest), *data.image_size, 3))
+            read(out)
+            out.flush()
+    return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
 def streamed(data: Data, manifest: Manifest) -> pipeline.Fetch:

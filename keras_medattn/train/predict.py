@@ -65,7 +65,7 @@ def predict_parts(
         RunError: as `predictions` and `predictions_on_features`.
     """
     table = parts[0].manifest
-    images = None if cache is None or draws else inputs.images(parts[0].recipe, table, progress)
+    images = None if cache is None or draws else inputs.images(parts[0].recipe, table, progress, Path(cache))
     found = []
     for part, own in zip(parts, chosen, strict=True):
         if images is None or cache is None or set(own.names) - set(table.names):

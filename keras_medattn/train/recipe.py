@@ -37,6 +37,7 @@ class Data:
         val_fraction: share of the training images held out for validation where the data has no `val` split.
         test_fraction: share of all images held out for the test where the data has no splits.
         memory_gb: images at the model's size are kept in memory up to this; above it they are read again.
+        disk_gb: above `memory_gb` and up to this they are kept decoded in one file of the cache folder.
         slices: `[fewest, most]` slices of a volume that are drawn in a training step. Empty: plain images.
         central: of a volume, how many slices around the middle one are used; 0: all of them.
     """
@@ -49,6 +50,7 @@ class Data:
     val_fraction: float = 0.15
     test_fraction: float = 0.15
     memory_gb: float = 4.0
+    disk_gb: float = 0.0
     slices: tuple[int, ...] = ()
     central: int = 0
 
@@ -215,6 +217,7 @@ def _typed(hint: Any, value: Any, key: str, source: str) -> Any:
 
 def _sensible(recipe: Recipe, source: str) -> None:
     data, train = recipe.data, recipe.train
+    mixing = [one["layer"] for one in recipe.augment if one["layer"] in ("MixUp", "CutMix")]
     rules = [
         (not data.set or data.set in SETS, "data.set", data.set, f"one of {', '.join(SETS)}"),
         (
@@ -290,6 +293,13 @@ def _sensible(recipe: Recipe, source: str) -> None:
             "train.cached_views",
             train.cached_views,
             "1 where the recipe has no [[augment]]: further views would be equal",
+        ),
+        (
+            not mixing or not (train.cached_views or data.slices),
+            "augment",
+            mixing,
+            "without MixUp and CutMix where train.cached_views or data.slices is set: they mix whole images, not "
+            "features, nor volumes of different depth",
         ),
     ]
     for holds, key, value, wanted in rules:

@@ -11,12 +11,13 @@ data=$1 out=$2
 recipes=$(dirname "$0")/../recipes
 
 row() { # NAME RECIPE [further arguments of train]
-    local run=$out/$1 resume=()
+    local run=$out/$1 resume=() features=()
     [ -f "$run/done" ] && return
     [ -f "$run/run.json" ] && resume=(--resume)
+    case $2 in bccd_frozen | bccd_attn) features=(--cache "$out/cache") ;; esac # what these were trained on
     medattn train "$recipes/$2.toml" --data "$data/manifest.csv" --out "$run" --folds 5 --cache "$out/cache" "${@:3}" \
         "${resume[@]}"
-    medattn evaluate "$run"
+    medattn evaluate "$run" "${features[@]}"
     medattn explain "$run" --split test --most 8 --truth "$data/boxes.csv" --truth-class Platelets
     touch "$run/done"
 }

@@ -16,7 +16,7 @@ row() { # NAME RECIPE [further arguments of train]
     [ -f "$run/done" ] && return
     [ -f "$run/run.json" ] && resume=(--resume)
     medattn train "$recipes/$2.toml" --data "$data" --out "$run" --seeds 0 1 2 --cache "$out/cache" \
-        --set data.memory_gb=9 "${@:3}" "${resume[@]}"
+        --set data.disk_gb=9 "${@:3}" "${resume[@]}"
     medattn evaluate "$run"
     [ -n "$masks" ] && truth=(--truth "$masks" --truth-class MA,HE,EX,SE)
     medattn explain "$run/seed0" --split test --most 6 "${truth[@]}"
