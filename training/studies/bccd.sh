@@ -5,7 +5,7 @@
 #
 # It may be stopped and started again: what is finished is skipped, a run that was stopped goes on from its last epoch.
 # Rows share their folds, but not their cost: each recipe says what its system reads. The answers are in
-# OUT/comparison, and beside each run in explanations/localisation.json where it looked in its true positives.
+# OUT/comparison, and in RUN/fold1/explanations/localisation.json where the first fold's model looked in its true positives.
 set -euo pipefail
 data=$1 out=$2
 recipes=$(dirname "$0")/../recipes
@@ -18,7 +18,7 @@ row() { # NAME RECIPE [further arguments of train]
     medattn train "$recipes/$2.toml" --data "$data/manifest.csv" --out "$run" --folds 5 --cache "$out/cache" "${@:3}" \
         "${resume[@]}"
     medattn evaluate "$run" "${features[@]}"
-    medattn explain "$run" --split test --most 8 --truth "$data/boxes.csv" --truth-class Platelets
+    medattn explain "$run/fold1" --split test --most 8 --truth "$data/boxes.csv" --truth-class Platelets
     touch "$run/done"
 }
 
