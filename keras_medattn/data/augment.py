@@ -1,4 +1,4 @@
-"""Keras's augmentation layers, driven by a seed for each example instead of a generator's state."""
+"""Keras's augmentation layers, driven by a seed for each example or batch, not by a generator's state."""
 
 from __future__ import annotations
 
@@ -8,15 +8,13 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from keras_medattn.data.pipeline import Augment
+from keras_medattn.data.pipeline import Augment, Mix
 from keras_medattn.data.stain import RandomStain
 
 _OWN = {"RandomStain": RandomStain}
 _REFUSED = {
     "AugMix": "draws from a state of its own, so a run could not be repeated",
     "RandAugment": "draws from a state of its own, so a run could not be repeated",
-    "CutMix": "mixes images and labels of a batch",
-    "MixUp": "mixes images and labels of a batch",
     "CenterCrop": "changes the size of the image",
     "RandomCrop": "changes the size of the image",
     "Resizing": "changes the size of the image",
@@ -32,6 +30,7 @@ MOVING = {  # these move pixels to other places
     "RandomTranslation",
     "RandomZoom",
 }
+MIXING = {"CutMix", "MixUp"}  # these mix the images of a batch, and their labels
 
 
 class _Fixed(keras.random.SeedGenerator):
@@ -79,13 +78,13 @@ def augmenter(settings: Sequence[dict[str, Any]]) -> Augment | None:
     """Chain augmentation layers into a function of images and one seed pair an image.
 
     Args:
-        settings: one table a layer, as in a recipe's `[[augment]]`.
+        settings: one table a layer, as in a recipe's `[[augment]]`; `mixer` makes those that mix a batch.
 
     Returns:
-        `f(images (B, H, W, 3) in 0..255, seeds (B, 2) int32) -> images`, float32, clipped to 0..255; None for
-        an empty list.
+        `f(images (B, H, W, 3) in 0..255, seeds (B, 2) int32) -> images`, float32, clipped to 0..255; None
+        where there are none.
     """
-    layers = [layer(one) for one in settings]
+    layers = [layer(one) for one in settings if one.get("layer") not in MIXING]
     if not layers:
         return None
     generators = [_Fixed(0) for _ in layers]  # made here: they own a variable, which a graph may not make
@@ -102,3 +101,32 @@ def augmenter(settings: Sequence[dict[str, Any]]) -> Augment | None:
         return tf.map_fn(one, (tf.cast(images, tf.float32), seeds), fn_output_signature=tf.float32)
 
     return augment
+
+
+def mixer(settings: Sequence[dict[str, Any]], classes: int) -> Mix:
+    """Chain the layers that mix a batch into a function of it and one seed pair; they come after all others.
+
+    MixUp (Zhang et al., 2018): `x = w x_i + (1 - w) x_j` and `y = w y_i + (1 - w) y_j`, w from a Beta
+    distribution; CutMix (Yun et al., 2019): a box of x_j in x_i, labels by its share of the area.
+
+    Args:
+        settings: as of `augmenter`.
+        classes: how many there are.
+
+    Returns:
+        `f(images (B, H, W, 3), labels (B,) int, seed (2,) int32) -> images, labels (B, classes)`, float32.
+        Without a layer that mixes: the images as they are, and one-hot labels.
+    """
+    layers = [(place, layer(one)) for place, one in enumerate(settings) if one.get("layer") in MIXING]
+    generators = [_Fixed(0) for _ in layers]
+
+    def mix(images, labels, seed):
+        labels = tf.one_hot(labels, classes)
+        for (place, change), generator in zip(layers, generators, strict=True):
+            own = generator.at(seed + tf.constant([104729 * place, 0], tf.int32))
+            drawn = change.get_random_transformation(images, training=True, seed=own)
+            images = change.transform_images(images, drawn, training=True)
+            labels = change.transform_labels(labels, drawn, training=True)
+        return images, labels
+
+    return mix

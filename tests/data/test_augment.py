@@ -102,10 +102,53 @@ def test_none_for_no_layers():
         ({"layer": "RandomStain", "alpha": 1}, r"RandomStain refuses .*alpha must be in \[0, 1\)"),
         ({"layer": "RandomHue", "factor": 7}, r"RandomHue refuses \{'factor': 7\}"),
         ({"layer": "RandAugment"}, "RandAugment draws from a state of its own"),
-        ({"layer": "MixUp"}, "MixUp mixes images and labels"),
         ({"layer": "RandomCrop", "height": 8, "width": 8}, "RandomCrop changes the size"),
     ],
 )
 def test_layers_that_are_refused(settings, words):
     with pytest.raises(ValueError, match=words):
         augment.layer(settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "off"),
+    [({"layer": "MixUp", "alpha": 0.4}, 1e-3), ({"layer": "CutMix", "factor": [1.0, 1.0]}, 0.15)],
+)
+def test_labels_are_mixed_as_the_images_are(settings, off):
+    """A class an image, so that the labels tell each image's shares; of plain images pixels tell them, too.
+
+    Off: CutMix's label is that of a box between pixels, 20 x 20 of them.
+    """
+    count, alpha = 60, settings.get("alpha", 1.0)
+    values = np.arange(count, dtype=np.float32) * 4
+    plain = np.repeat(values, 20 * 20 * 3).reshape(count, 20, 20, 3)
+    chain = [{"layer": "RandomFlip"}, settings]
+    mix = tf.function(augment.mixer(chain, count))
+    shares, seeds = [], [[3, 5], [4, 5], [3, 5]]
+    for seed in seeds:
+        images, labels = (one.numpy() for one in mix(plain, np.arange(count), np.array(seed, np.int32)))
+        own = np.diag(labels)
+        assert images.shape == plain.shape
+        np.testing.assert_allclose(labels.sum(axis=1), 1, atol=1e-5)
+        partner = np.where(own == 1, np.arange(count), (labels - np.diag(own)).argmax(axis=1))
+        got = images.mean(axis=(1, 2, 3))
+        assert len(set(partner.tolist())) == count  # each image once
+        assert np.abs(got - (own * values + (1 - own) * values[partner])).max() <= off * 236
+        if settings["layer"] == "CutMix":
+            pair = np.stack([values, values[partner]])
+            assert all(np.isin(image, two).all() for image, two in zip(images, pair.T, strict=True))
+        shares.append(own)
+    np.testing.assert_array_equal(shares[0], shares[2])
+    assert np.abs(shares[0] - shares[1]).max() > 0.1
+    variance = 1 / (4 * (2 * alpha + 1))  # of Beta(alpha, alpha), whose mean is .5
+    mixed = np.concatenate([one[one < 1] for one in shares[:2]])
+    assert abs(mixed.mean() - 0.5) < 4 * (variance / len(mixed)) ** 0.5
+    assert abs(mixed.var() - variance) < 0.05
+
+
+def test_nothing_to_mix_leaves_images_and_one_hot_labels():
+    images, labels = augment.mixer([{"layer": "RandomFlip"}], 3)(IMAGE[None], np.array([2]), np.array([0, 0]))
+    assert images is not None
+    np.testing.assert_array_equal(images, IMAGE[None])
+    assert labels.numpy().tolist() == [[0, 0, 1]]
+    assert augment.augmenter([{"layer": "MixUp"}]) is None
