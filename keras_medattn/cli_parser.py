@@ -287,11 +287,13 @@ def _predict(command: Command) -> None:
         "serve",
     )
     one.add_argument("images", nargs="+", metavar="IMAGE")
-    one.add_argument("--server", required=True, metavar="HOST:PORT")
+    one.add_argument(
+        "--server", required=True, metavar="HOST:PORT", help="of gRPC; http://HOST:PORT asks by REST"
+    )
     one.add_argument("--model", default="default", metavar="NAME", help="by default the server's only model")
     one.add_argument("--signature", default="serving_default", help="serving_default or explain")
     one.add_argument("--window", type=float, nargs=2, metavar=("LOW", "HIGH"), help="of 16-bit TIFF images")
-    one.add_argument("--timeout", type=float, default=30.0, help="seconds for each image (30)")
+    one.add_argument("--timeout", type=float, default=30.0, help="seconds for an image, with retries (30)")
     one.add_argument("--json", action="store_true", help="print JSON, a line an image")
 
 

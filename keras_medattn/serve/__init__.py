@@ -4,7 +4,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from keras_medattn.serve.client import Client, Prediction, ServerError
+    from keras_medattn.serve.channel import ServerError
+    from keras_medattn.serve.client import Client, Prediction
     from keras_medattn.serve.server import Server, StartError, serve
 
 __all__ = ["Client", "Prediction", "Server", "ServerError", "StartError", "serve"]

@@ -1,48 +1,26 @@
 """A client for the local server and for TensorFlow Serving alike; it starts without TensorFlow."""
 
 import io
-import json
-import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from keras_medattn.data.headers import ImageError, check_header
-from keras_medattn.serve.protos import (
-    get_model_metadata_pb2,
-    get_model_status_pb2,
-    grpc,
-    model_service_pb2_grpc,
-    predict_pb2,
-    prediction_service_pb2_grpc,
-    string_tensor,
-    to_array,
-    types_pb2,
+from keras_medattn.serve.channel import (
+    Channel,
+    ServerError,
+    SignatureInfo,
+    VersionStatus,
+    open_channel,
+    persistently,
 )
 
-_MAX_MESSAGE_BYTES = 1 << 30
-# gRPC retries by itself: a Predict changes nothing, so asking twice does no harm.
-_RETRY = {
-    "maxAttempts": 5,
-    "initialBackoff": "0.2s",
-    "maxBackoff": "2s",
-    "backoffMultiplier": 2,
-    # A server that is shutting down cancels what it has not picked up.
-    "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
-}
+T = TypeVar("T")
 # What another image may not meet; any other status ends the whole call.
 _OF_ONE_IMAGE = ("INVALID_ARGUMENT", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "INTERNAL")
-
-
-class ServerError(RuntimeError):
-    """The server could not be asked, or refused. `code` is the gRPC status's name."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
 
 
 @dataclass(frozen=True)
@@ -76,42 +54,21 @@ class Prediction:
         }
 
 
-@dataclass(frozen=True)
-class VersionStatus:
-    """State of one version of the model (`AVAILABLE` when it answers) and, when it failed to load, why."""
-
-    version: int
-    state: str
-    error: str | None = None
-
-
-@dataclass(frozen=True)
-class TensorInfo:
-    """Type and shape of an input or output of a signature; -1 is any size."""
-
-    dtype: str
-    shape: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class SignatureInfo:
-    """Inputs and outputs of a signature by their names."""
-
-    inputs: dict[str, TensorInfo]
-    outputs: dict[str, TensorInfo]
-
-
 class Client:
     """Asks a server about images, one request an image.
 
+    What may pass is asked again, up to five times with pauses that double: a server that is not there yet or
+    has too much to do. `timeout` bounds all of it. Over REST a client is for one thread at a time.
+
     Args:
-        target: the server, as "HOST:PORT".
+        target: the server: "HOST:PORT" for gRPC, "http://HOST:PORT" for REST ("https://" where a proxy stands
+            in front).
         model: the model's name. "default" is the name under which TensorFlow Serving serves a model that was
             given none; the local server takes it for its only model.
-        timeout: seconds for each request, retries included.
+        timeout: seconds for each image, retries included.
 
     Raises:
-        ValueError: the target is not HOST:PORT.
+        ValueError: the target is neither.
 
     Example:
 
@@ -122,30 +79,10 @@ class Client:
     """
 
     def __init__(self, target: str, model: str = "default", timeout: float = 30.0) -> None:
-        if not re.fullmatch(r"[^/\s]+:[0-9]{1,5}", target):
-            raise ValueError(
-                f"The server must be given as HOST:PORT, as in 127.0.0.1:8500. Received: {target!r}"
-            )
         self.target = target
         self.model = model
         self.timeout = timeout
-        self._channel = grpc.insecure_channel(
-            target,
-            options=[
-                ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
-                ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
-                (
-                    "grpc.service_config",
-                    json.dumps({"methodConfig": [{"name": [{}], "retryPolicy": _RETRY}]}),
-                ),
-                # Larger requests would not be retried.
-                ("grpc.per_rpc_retry_buffer_size", _MAX_MESSAGE_BYTES),
-                ("grpc.initial_reconnect_backoff_ms", 200),
-                ("grpc.min_reconnect_backoff_ms", 200),
-            ],
-        )
-        self._predictions = prediction_service_pb2_grpc.PredictionServiceStub(self._channel)
-        self._models = model_service_pb2_grpc.ModelServiceStub(self._channel)
+        self._channel = open_channel(target)
 
     def __enter__(self) -> "Client":
         return self
@@ -187,53 +124,43 @@ class Client:
                 results.append(Prediction(name, error=f"{name}: {error}"))
         return results
 
+    def outputs(self, signature: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Answers a signature's outputs to inputs as they are; byte strings are arrays of objects.
+
+        Raises:
+            ServerError: the server is not there, or refuses.
+        """
+        return self._ask(lambda channel, left: channel.predict(self.model, signature, inputs, left))
+
     def metadata(self) -> dict[str, SignatureInfo]:
         """Answers the model's signatures by their names."""
-        request = get_model_metadata_pb2.GetModelMetadataRequest(metadata_field=["signature_def"])
-        request.model_spec.name = self.model
-        response = self._ask(self._predictions.GetModelMetadata, request)
-        signatures = get_model_metadata_pb2.SignatureDefMap()
-        response.metadata["signature_def"].Unpack(signatures)
-        return {
-            name: SignatureInfo(_tensors(signature.inputs), _tensors(signature.outputs))
-            for name, signature in signatures.signature_def.items()
-            # TensorFlow's own, for loading.
-            if not name.startswith("__")
-        }
+        found = self._ask(lambda channel, left: channel.metadata(self.model, left))
+        # TensorFlow's own, for loading.
+        return {name: signature for name, signature in found.items() if not name.startswith("__")}
 
     def status(self) -> list[VersionStatus]:
         """Answers the state of each version of the model that the server knows."""
-        request = get_model_status_pb2.GetModelStatusRequest()
-        request.model_spec.name = self.model
-        states = get_model_status_pb2.ModelVersionStatus.State
-        return [
-            VersionStatus(s.version, states.Name(s.state), s.status.error_message or None)
-            for s in self._ask(self._models.GetModelStatus, request).model_version_status
-        ]
+        return self._ask(lambda channel, left: channel.status(self.model, left))
 
     def _predict(self, name: str, data: bytes, signature: str) -> Prediction:
-        request = predict_pb2.PredictRequest()
-        request.model_spec.name = self.model
-        request.model_spec.signature_name = signature
-        request.inputs["image_bytes"].CopyFrom(string_tensor([data]))
-        response = self._ask(self._predictions.Predict, request)
-        out = {key: to_array(tensor)[0] for key, tensor in response.outputs.items()}
+        out = self.outputs(signature, {"image_bytes": np.array([data], object)})
         if missing := {"probabilities", "label", "class_name"} - set(out):
             raise ServerError(
                 "FAILED_PRECONDITION",
                 f"Signature {signature!r} of {self.model!r} answers no {', '.join(sorted(missing))}: ask "
                 f"a model that `medattn export` wrote. Received: {', '.join(sorted(out))}",
             )
+        out = {key: array[0] for key, array in out.items()}
         evidence = {key: out.get(key) for key in ("attention", "boxes", "weights")}
         return Prediction(
             name, out["class_name"].decode(), int(out["label"]), out["probabilities"], **evidence
         )
 
-    def _ask(self, method: Any, request: Any) -> Any:
+    def _ask(self, ask: Callable[[Channel, float], T]) -> T:
         try:
-            return method(request, timeout=self.timeout)
-        except grpc.RpcError as error:
-            code, details = error.code().name, error.details()  # type: ignore[attr-defined]
+            return persistently(lambda left: ask(self._channel, left), self.timeout)
+        except ServerError as error:
+            code, details = error.code, str(error)
         sentences = {
             "UNAVAILABLE": f"No server answers at {self.target}; is it started, and ready? ({details})",
             "DEADLINE_EXCEEDED": f"{self.target} gave no answer in {self.timeout:g} s: allow a longer one.",
@@ -259,13 +186,3 @@ def _sendable(image: str | Path | bytes, name: str, window: tuple[float, float] 
     png = io.BytesIO()
     Image.fromarray(read(image, window)).save(png, "PNG", compress_level=1)
     return png.getvalue()
-
-
-def _tensors(infos: Any) -> dict[str, TensorInfo]:
-    return {
-        name: TensorInfo(
-            types_pb2.DataType.Name(info.dtype).removeprefix("DT_").lower(),
-            tuple(d.size for d in info.tensor_shape.dim),
-        )
-        for name, info in infos.items()
-    }

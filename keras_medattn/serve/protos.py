@@ -67,6 +67,7 @@ __all__ = [
     "prediction_service_pb2_grpc",
     "string_tensor",
     "to_array",
+    "to_tensor",
     "types_pb2",
 ]
 
@@ -91,6 +92,23 @@ def string_tensor(values: list[bytes]) -> Any:
     """
     tensor = tensor_pb2.TensorProto(dtype=types_pb2.DT_STRING, string_val=values)
     tensor.tensor_shape.dim.add(size=len(values))
+    return tensor
+
+
+def to_tensor(array: np.ndarray) -> Any:
+    """Answers the `TensorProto` of an array of numbers, or of byte strings as objects of shape (B,).
+
+    Example:
+
+    >>> to_array(to_tensor(np.float32([[1, 2]])))
+    array([[1., 2.]], dtype=float32)
+    """
+    if array.dtype == object:
+        return string_tensor(array.tolist())
+    number = next(number for number, (dtype, _) in _FIELDS.items() if dtype == array.dtype)
+    tensor = tensor_pb2.TensorProto(dtype=number, tensor_content=array.tobytes())
+    for size in array.shape:
+        tensor.tensor_shape.dim.add(size=size)
     return tensor
 
 

@@ -4,6 +4,7 @@ import json
 import logging
 import re
 import threading
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -104,6 +105,8 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = 30
     # Else the answer's body waits for the acknowledgement of its headers.
     disable_nagle_algorithm = True
+    # Bytes of a refused body that may still come.
+    _unread = 0
 
     def do_GET(self) -> None:
         with self.server:
@@ -141,6 +144,7 @@ class _Handler(BaseHTTPRequestHandler):
             raise invalid("A request must say its Content-Length; chunked bodies are not taken.")
         if int(length) > self.server.max_bytes:
             self.close_connection = True
+            self._unread = min(int(length), 2 * self.server.max_bytes)
             raise RequestError(
                 grpc.StatusCode.RESOURCE_EXHAUSTED,
                 f"A request may have {self.server.max_bytes} bytes at most. Received: {length}",
@@ -197,6 +201,20 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Connection", "close")
         self.end_headers()
         self.wfile.write(body)
+
+    def handle_expect_100(self) -> bool:
+        """Asks for the body, unless the answer is a refusal."""
+        length = self.headers.get("Content-Length", "")
+        if not re.fullmatch("[0-9]{1,18}", length) or int(length) > self.server.max_bytes:
+            return True
+        return super().handle_expect_100()
+
+    def finish(self) -> None:
+        """Reads on after a refusal: who still sends would see a broken connection in place of the answer."""
+        with suppress(OSError):
+            while self._unread > 0 and (chunk := self.rfile.read1(1 << 16)):
+                self._unread -= len(chunk)
+        super().finish()
 
     def log_message(self, format: str, *args: Any) -> None:
         """Says nothing of each request: what goes wrong is logged where it does."""

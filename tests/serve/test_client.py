@@ -1,5 +1,6 @@
 """The client against the real server, and against what TensorFlow Serving sends."""
 
+import http.client
 import io
 import json
 import socket
@@ -7,6 +8,8 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -14,13 +17,13 @@ from PIL import Image
 from serve.conftest import expected, picture
 
 from keras_medattn.serve import Client, Server, ServerError
-from keras_medattn.serve.client import SignatureInfo, TensorInfo, VersionStatus
+from keras_medattn.serve.channel import SignatureInfo, TensorInfo, VersionStatus
 from keras_medattn.serve.protos import tensor_pb2, to_array, types_pb2
 
 
-@pytest.fixture(scope="module")
-def client(server):
-    with Client(server[0], "toy") as client:
+@pytest.fixture(scope="module", params=["gRPC", "REST"])
+def client(request, server, rest):
+    with Client({"gRPC": server[0], "REST": f"http://{rest}"}[request.param], "toy") as client:
         yield client
 
 
@@ -96,50 +99,125 @@ def test_an_image_over_the_message_limit_is_its_own_error(client):
     assert small.error is None
 
 
-def test_metadata_and_status(client, server):
+def test_metadata_and_status(client):
     signatures = client.metadata()
     assert set(signatures) == {"serving_default", "tensor", "explain", "slow"}
     assert signatures["slow"] == SignatureInfo(
         {"seconds": TensorInfo("float", (-1,))}, {"turns": TensorInfo("int64", (-1,))}
     )
     assert client.status() == [VersionStatus(2, "AVAILABLE")]
-    [broken] = Client(server[0], "broken").status()
+    [broken] = Client(client.target, "broken").status()
     assert (broken.version, broken.state) == (7, "END")
     assert "saved_model.pb" in broken.error
 
 
-def test_refusals_of_the_whole_call_are_readable(server):
+def test_refusals_of_the_whole_call_are_readable(client):
     with pytest.raises(ServerError, match=r"serves no model 'nobody'") as caught:
-        Client(server[0], "nobody").predict([picture(1)])
+        Client(client.target, "nobody").predict([picture(1)])
     assert caught.value.code == "NOT_FOUND"
-    with pytest.raises(ServerError, match=r'signature name: "heat"') as caught:
-        Client(server[0], "toy").predict([picture(1)], signature="heat")
-    assert caught.value.code == "FAILED_PRECONDITION"
-    with pytest.raises(ServerError, match=r"No server answers at 127\.0\.0\.1") as caught:
-        Client(f"127.0.0.1:{free_port()}", "toy").predict([picture(1)])
+    if client.target.startswith("http"):  # 400, as for an image that is refused
+        [result] = client.predict([picture(1)], signature="heat")
+        assert 'signature name: "heat"' in result.error
+    else:
+        with pytest.raises(ServerError, match=r'signature name: "heat"') as caught:
+            client.predict([picture(1)], signature="heat")
+        assert caught.value.code == "FAILED_PRECONDITION"
+    [result] = Client(client.target, "toy").predict([picture(1)])
+    assert result.error is None
+
+
+@pytest.mark.parametrize("scheme", ["", "http://"])
+def test_nobody_there(scheme):
+    with pytest.raises(ServerError, match=r"No server answers at .*127\.0\.0\.1") as caught:
+        Client(f"{scheme}127.0.0.1:{free_port()}", "toy", timeout=0.5).predict([picture(1)])
     assert caught.value.code == "UNAVAILABLE"
-    with pytest.raises(ValueError, match=r"HOST:PORT.*Received: 'http://localhost:8500'"):
-        Client("http://localhost:8500")
 
 
-def test_a_deadline_is_kept():
+@pytest.mark.parametrize(
+    "target", ["localhost", "ftp://localhost:1", "http://", "http://a:b", "http://a:1?q"]
+)
+def test_an_address_that_is_none(target):
+    with pytest.raises(ValueError, match=r"HOST:PORT.*Received: '"):
+        Client(target)
+
+
+@pytest.mark.parametrize("scheme", ["", "http://"])
+def test_a_deadline_is_kept(scheme):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         began = time.monotonic()
-        [result] = Client(f"127.0.0.1:{silent.getsockname()[1]}", "toy", timeout=0.3).predict([picture(1)])
+        target = f"{scheme}127.0.0.1:{silent.getsockname()[1]}"
+        [result] = Client(target, "toy", timeout=0.3).predict([picture(1)])
     assert "gave no answer in 0.3 s" in result.error
     assert time.monotonic() - began < 3
 
 
-def test_a_server_that_comes_up_late_is_asked_again(models):
+@pytest.mark.parametrize("scheme", ["", "http://"])
+def test_a_server_that_comes_up_late_is_asked_again(server, rest, scheme):
     port = free_port()
-    server = Server(models, port=port)
-    late = threading.Timer(0.3, server.start)
-    late.start()
-    # Larger than gRPC keeps for another try unless told to.
-    [result] = Client(f"127.0.0.1:{port}", "toy").predict([picture(1) + bytes(1 << 20)])
-    late.join()
-    assert server.stop()
+
+    def late():
+        time.sleep(0.3)
+        with socket.create_server(("127.0.0.1", port)) as listening:
+            connection, _ = listening.accept()
+        host, behind = {"": server[0], "http://": rest}[scheme].split(":")
+        with connection, socket.create_connection((host, int(behind))) as forward:
+            pump = threading.Thread(target=copy, args=(connection, forward))
+            pump.start()
+            copy(forward, connection)
+            pump.join()
+
+    def copy(source, sink):
+        while data := source.recv(1 << 16):
+            sink.sendall(data)
+        with suppress(OSError):  # it may be closed already
+            sink.shutdown(socket.SHUT_WR)
+
+    thread = threading.Thread(target=late)
+    thread.start()
+    with Client(f"{scheme}127.0.0.1:{port}", "toy") as client:
+        [result] = client.predict([picture(1) + bytes(1 << 20)])
+    thread.join(10)
+    assert not thread.is_alive()
     np.testing.assert_allclose(result.probabilities, expected(picture(1)), atol=1e-6)
+
+
+def test_a_server_that_is_busy_is_asked_again(models):
+    server = Server(models, port=0, rest_port=0, workers=1, waiting=0)
+    server.start()
+    targets = f"127.0.0.1:{server.port}", f"http://127.0.0.1:{server.rest_port}"
+    clients = [Client(target, "toy") for target in targets]
+    with ThreadPoolExecutor(2) as pool:
+        slow = [pool.submit(one.outputs, "slow", {"seconds": np.float32([0.4])}) for one in clients]
+        assert all(one.result()["turns"][0] > 0 for one in slow)
+    page = http.client.HTTPConnection("127.0.0.1", server.rest_port, timeout=20)
+    page.request("GET", "/monitoring/prometheus/metrics")
+    assert b'status="RESOURCE_EXHAUSTED"' in page.getresponse().read()
+    page.close()
+    assert server.stop()
+
+
+def test_a_page_of_a_proxy_and_a_connection_that_was_closed(rest):
+    """A stand-in for what lies between: it answers 502 once, then hangs up, then forwards."""
+    host, port = rest.split(":")
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+
+        def between():
+            page = b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 4\r\n\r\n<h1>"
+            for answer in (page, b"", None):
+                connection, _ = proxy.accept()
+                with connection:
+                    asked = connection.recv(1 << 16).replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
+                    if answer is None:
+                        with socket.create_connection((host, int(port))) as server:
+                            server.sendall(asked)
+                            answer = server.makefile("rb").read()
+                    connection.sendall(answer)
+
+        thread = threading.Thread(target=between)
+        thread.start()
+        url = f"http://127.0.0.1:{proxy.getsockname()[1]}"
+        assert Client(url, "toy").status() == [VersionStatus(2, "AVAILABLE")]
+        thread.join()
 
 
 @pytest.mark.parametrize(
