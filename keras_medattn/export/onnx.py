@@ -29,8 +29,25 @@ def write(model: Any, path: Path) -> None:
         opened = [dimension for dimension in value.type.tensor_type.shape.dim if not dimension.dim_value]
         for dimension, name in zip(opened, names, strict=False):
             dimension.dim_param = name
+    _part_pads_from_pools(made.graph)
     onnx.checker.check_model(made, full_check=True)
     onnx.save(made, str(path))
+
+
+def _part_pads_from_pools(graph: Any) -> None:
+    """Put a Clip without limits between each Pad and the MaxPool that reads it.
+
+    onnxruntime makes one MaxPool with a border of both (`PadFusion`), though it ignores its border, and the
+    Pad's is 0: another answer where what is pooled is negative (seen in 1.31).
+    """
+    import onnx
+
+    pooled = {node.input[0] for node in graph.node if node.op_type == "MaxPool"}
+    for place, node in reversed(list(enumerate(graph.node))):
+        if node.op_type == "Pad" and node.output[0] in pooled:
+            [name] = node.output
+            node.output[0] = f"{name}_padded"
+            graph.node.insert(place + 1, onnx.helper.make_node("Clip", [node.output[0]], [name]))
 
 
 def operators(path: Path) -> set[str]:
@@ -47,9 +64,11 @@ def operators(path: Path) -> set[str]:
     return used(onnx.load(str(path), load_external_data=False).graph)
 
 
-def reader(path: Path) -> Answer:
+def reader(path: Path, threads: int | None = None) -> Answer:
     """What answers by a file, through onnxruntime on the CPU."""
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or 0
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     return lambda inputs: np.asarray(session.run(["probabilities"], inputs)[0])
