@@ -73,6 +73,7 @@ def _train(options) -> int:
         options.resume,
         options.cache,
         _progress,
+        save_every=options.save_every,
     )
     print(
         f"{len(parts)} model{'s' * (len(parts) > 1)} in {options.out}. Next: medattn evaluate {options.out}"

@@ -104,7 +104,14 @@ def _train(command: Command) -> None:
         metavar="SEED",
         help="train once a seed; with --folds, repeat the cross validation, each time with other folds",
     )
-    one.add_argument("--resume", action="store_true", help="go on from the last finished epoch")
+    one.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
+    one.add_argument(
+        "--save-every",
+        type=int,
+        default=0,
+        metavar="N",
+        help="checkpoints each N steps within epochs, too (after each epoch)",
+    )
     one.add_argument("--cache", type=Path, metavar="DIR", help="share cached features between runs")
 
 

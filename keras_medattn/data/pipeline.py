@@ -211,24 +211,24 @@ def training_batches(
     labels: np.ndarray,
     batch_size: int,
     seed: int,
-    epochs: range,
+    steps: range,
     augment: Augment | None = None,
     balance: bool = False,
     mix: Mix | None = None,
 ) -> tf.data.Dataset:
-    """Batches `(inputs, labels)` for the given epochs, in an order that the seed fixes.
+    """Batches `(inputs, labels)` for the given steps, in an order that the seed fixes.
 
     Args:
         fetch: rows and epoch to arrays, or to volumes as `padded` answers them.
         labels: `(N,)` int.
         batch_size: examples a step.
         seed: with epoch and row, it alone decides order and augmentation.
-        epochs: those to deliver; after a resume it starts past 0.
+        steps: those to deliver, counted over all epochs; after a resume they start past 0.
         augment: maps images and a seed pair for each to images.
         balance: draw the classes equally often; see `rows_of_step`.
         mix: maps a batch, augmented, and its labels to those that are learnt; the seed is one a step.
     """
-    count, steps = len(labels), steps_an_epoch(len(labels), batch_size)
+    count = len(labels)
     first = fetch(np.array([0]), 0)
 
     def batch(step):
@@ -247,7 +247,7 @@ def training_batches(
         inputs = inputs if augment is None else _augmented(inputs, seeds, augment)
         return (inputs, targets) if mix is None else mix(inputs, targets, seeds[0])
 
-    steps_to_do = tf.data.Dataset.range(epochs.start * steps, epochs.stop * steps)
+    steps_to_do = tf.data.Dataset.range(steps.start, steps.stop)
     return steps_to_do.map(load, num_parallel_calls=2, deterministic=True).prefetch(2)
 
 

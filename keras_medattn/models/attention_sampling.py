@@ -8,6 +8,7 @@ import keras
 
 from keras_medattn.layers import AttentionSampler, RecurrentSampler
 from keras_medattn.models.patch_reading import all_at_once, boxes, one_by_one
+from keras_medattn.models.precision import at_own_precision
 from keras_medattn.models.sampling_networks import (
     AttentionNetwork,
     UniformAttention,
@@ -117,6 +118,7 @@ class AttentionSampling(keras.Model):
         (1, 2)
     """
 
+    @at_own_precision
     def __init__(
         self,
         num_classes: int,

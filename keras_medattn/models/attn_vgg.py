@@ -9,6 +9,7 @@ import keras
 
 from keras_medattn.layers import ChannelAttn, SpatialAttn
 from keras_medattn.models import backbones
+from keras_medattn.models.precision import at_own_precision, exact
 
 ops: Any = keras.ops  # a type checker would infer its types from one backend
 
@@ -67,6 +68,7 @@ class AttnVGG(keras.Model):
 
     stride = 32
 
+    @at_own_precision
     def __init__(
         self,
         num_classes: int,
@@ -112,7 +114,7 @@ class AttnVGG(keras.Model):
                 keras.layers.Dense(units, "relu", name=f"fc{number}"),
                 keras.layers.Dropout(dropout, name=f"dropout{number}"),
             ]
-        layers.append(keras.layers.Dense(num_classes, dtype="float32", name="fc8"))
+        layers.append(keras.layers.Dense(num_classes, dtype=exact(), name="fc8"))
         self.head = keras.Sequential(layers, name="head")
 
     def build(self, input_shape):

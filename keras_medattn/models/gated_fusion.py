@@ -18,6 +18,7 @@ from keras_medattn.layers import (
     SqueezeExcite,
 )
 from keras_medattn.models import backbones
+from keras_medattn.models.precision import at_own_precision, exact
 from keras_medattn.ops.comparison import wide
 
 ops: Any = keras.ops  # a type checker would infer its types from one backend
@@ -100,6 +101,7 @@ class GatedFusion(keras.Model):
         (1, 2)
     """
 
+    @at_own_precision
     def __init__(
         self,
         num_classes: int,
@@ -139,8 +141,8 @@ class GatedFusion(keras.Model):
             attention = ATTENTION[attention](*first, name="attention")
         self.attention = attention
         self.crops = InstanceCrops(k, crop_size, threshold=threshold, level=level, name="crops")
-        self.global_head = keras.layers.Dense(num_classes, dtype="float32", name="global_head")
-        self.head = keras.layers.Dense(num_classes, dtype="float32", name="head")
+        self.global_head = keras.layers.Dense(num_classes, dtype=exact(), name="global_head")
+        self.head = keras.layers.Dense(num_classes, dtype=exact(), name="head")
 
     @property
     def backbones(self) -> list[keras.Model]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from keras_medattn.layers import GlobalPixelMask, PixelWeights
 from keras_medattn.models import backbones
+from keras_medattn.models.precision import at_own_precision, exact
 
 ops: Any = keras.ops  # a type checker would infer its types from one backend
 
@@ -85,6 +86,7 @@ class GlobalMask(keras.Model):
         ((2, 2), (1, 64, 64, 1))
     """
 
+    @at_own_precision
     def __init__(
         self,
         num_classes: int,
@@ -143,7 +145,7 @@ class GlobalMask(keras.Model):
         self.backbone = backbone
         self.pool = keras.layers.GlobalAveragePooling2D(name="pool")
         self.dropout = keras.layers.Dropout(dropout, name="dropout")
-        self.head = keras.layers.Dense(num_classes, dtype="float32", name="head")
+        self.head = keras.layers.Dense(num_classes, dtype=exact(), name="head")
         self.learnt_from: dict[str, Any] | None = None
 
     @property
@@ -259,11 +261,15 @@ class GlobalMask(keras.Model):
             named |= {name: ops.broadcast_to(ops.squeeze(one, -1), shape) for name, one in masks.items()}
         return named
 
+    @property
+    def callbacks(self) -> list[keras.callbacks.Callback]:
+        """What a training loop must call before its own callbacks: the two phases of the mask."""
+        return [MaskPhases()] if self.learns else []
+
     def fit(self, *args, callbacks=None, **kwargs):
         """As of any Keras model, with the two phases of the mask."""
         given = callbacks if isinstance(callbacks, (list, tuple)) else [callbacks] if callbacks else []
-        phases = [MaskPhases()] if self.learns else []
-        return super().fit(*args, callbacks=[*phases, *given], **kwargs)
+        return super().fit(*args, callbacks=[*self.callbacks, *given], **kwargs)
 
     def snapshot(self, into: GlobalMask | None = None) -> GlobalMask:
         """The model as it is now, not compiled, with its mask as a constant: to be saved and exported.

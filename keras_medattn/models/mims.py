@@ -9,6 +9,7 @@ import keras
 
 from keras_medattn.layers import MSConv, TopKPool
 from keras_medattn.models import backbones, mims_evidence, mims_slices
+from keras_medattn.models.precision import at_own_precision, exact
 from keras_medattn.ops.regions import per_position
 from keras_medattn.ops.resize import resize_bilinear, scaled_size
 
@@ -95,6 +96,7 @@ class MIMS(keras.Model):
         (1, 2)
     """
 
+    @at_own_precision
     def __init__(
         self,
         num_classes: int,
@@ -153,7 +155,7 @@ class MIMS(keras.Model):
                 center=False, scale=False, momentum=0.9, name="standardise"
             )
         self.dropout = keras.layers.Dropout(dropout, name="dropout")
-        self.head = keras.layers.Dense(num_classes, dtype="float32", name="head")
+        self.head = keras.layers.Dense(num_classes, dtype=exact(), name="head")
 
     def _ms_conv(self, name: str) -> MSConv:
         return MSConv(self.kernels, self.scales, dilations=self.dilations or None, name=name)
@@ -182,7 +184,8 @@ class MIMS(keras.Model):
         if self.upper is not None:
             shapes.append(self.upper.compute_output_shape(maps_shape))
         channels = [shape[-1] for shape in shapes]
-        self.flatten = [keras.layers.Reshape((-1, count)) for count in channels]  # (B, S h w, C)
+        own = self.dtype_policy
+        self.flatten = [keras.layers.Reshape((-1, count), dtype=own) for count in channels]  # (B, S h w, C)
         for conv, shape in zip((self.ms_conv, self.upper_conv), shapes, strict=False):
             if conv is not None:
                 conv.build(shape)

@@ -9,7 +9,9 @@ from typing import Any
 import keras
 
 from keras_medattn.models.attention_sampling import AttentionSampling
+from keras_medattn.models.precision import at_own_precision
 from keras_medattn.models.sampling_networks import backbone_classifier
+from keras_medattn.ops.comparison import wide
 from keras_medattn.ops.sampling import aggregate
 
 ops: Any = keras.ops  # a type checker would infer its types from one backend
@@ -62,6 +64,7 @@ class PatchClassifier(AttentionSampling):
         (1, 2)
     """
 
+    @at_own_precision
     def __init__(
         self,
         num_classes: int,
@@ -124,7 +127,7 @@ class PatchClassifier(AttentionSampling):
         return super().compute_loss(x, y, y_pred, sample_weight, training)
 
     def _score(self, patches: Any, training: bool) -> Any:
-        return ops.cast(self.features(patches, training=training), "float32")
+        return wide(self.features(patches, training=training))
 
     def _fuse(self, scores: Any, probabilities: Any, drawn: bool) -> Any:
         if self.fuse == "attention":

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 
 from keras_medattn.models import backbones
+from keras_medattn.models.precision import at_own_precision, exact
 from keras_medattn.ops.patches import masked_softmax
 
 ops: Any = keras.ops  # a type checker would infer its types from one backend
@@ -49,6 +50,7 @@ class AttentionNetwork(keras.Model):
         ((1, 6, 7), 1.0)
     """
 
+    @at_own_precision
     def __init__(self, filters: int = 8, **kwargs: Any):
         super().__init__(**kwargs)
         self.filters = filters
@@ -150,7 +152,7 @@ def feature_network(
         *[_convolution(filters, f"conv_{index}") for index in range(4)],
         _pool(pool),
         keras.layers.Dense(num_classes, name="head"),
-        keras.layers.UnitNormalization(name="normalise"),
+        keras.layers.UnitNormalization(dtype=exact(), name="normalise"),
     ]
     return keras.Sequential(layers, name="feature_network")
 
@@ -177,7 +179,7 @@ def features_by_name(
     if name in _FEATURE_FILTERS:
         return feature_network(num_classes, filters=_FEATURE_FILTERS[name], pool=pool)
     plain = backbone_classifier(name, num_classes, stride, weights, layer, pool, scale=255.0)
-    normalised = keras.layers.UnitNormalization(name="normalise")(plain.output)
+    normalised = keras.layers.UnitNormalization(dtype=exact(), name="normalise")(plain.output)
     return keras.Model(plain.input, normalised, name=plain.name)
 
 

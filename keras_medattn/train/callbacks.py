@@ -1,19 +1,20 @@
-"""What happens at the end of an epoch: the validation figures, the checkpoint, the progress line."""
+"""What is told of an epoch: the validation figures and the progress line."""
 
 from __future__ import annotations
 
-import csv
+import shutil
+import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import keras
 import numpy as np
 from scipy.special import log_softmax
 
-from keras_medattn.files import read_json, write_json, written_aside
-from keras_medattn.metrics import history_picture, scores
+from keras_medattn.metrics import scores
+from keras_medattn.train.checkpoint import Keeper
+
+_CLEAR = "\r\x1b[K"  # to the beginning of a terminal's line, and nothing in it
 
 
 class Watch(keras.callbacks.Callback):
@@ -39,116 +40,68 @@ class Validate(Watch):
         logs["val_auroc"] = _figures(self.labels, log_probabilities)["auroc"]
 
 
-class Keeper(keras.callbacks.Callback):
-    """Keeps the best model and all that a killed run needs to go on exactly; stops when none is better.
+class Line(keras.callbacks.Callback):
+    """Prints one line an epoch: figures, seconds, and the time that is left at most.
 
-    After each epoch `folder` holds `best.keras` (the whole model) and its `metrics.json`, `history.csv`, and
-    `checkpoint/`: weights, optimiser and history of the last finished epoch. What Keras's own callbacks keep
-    leaves out the best value and the patience used so far.
+    Within a long epoch, too: where it stands, the loss so far and the best watched figure. A terminal shows
+    that in one line, rewritten; a file gets a line a minute.
 
     Args:
-        whole: what to save as the best one, by its `save(path)`; the fitted model may be a part of it.
-        folder: of the run.
-        monitor: the figure to watch: `val_auroc`, `val_loss`, or `epoch`: the last is the best.
-        patience: epochs without a better one.
-        seed: fixes dropout, with the epoch.
-        ready: how many epochs pass before the answer learns: until then the last one is kept as the best,
-            and patience is not used up.
+        keeper: knows the steps and the best epoch so far; it must come before.
+        epochs: of the run.
+        name: begins each line.
+        write: prints a line.
+        pause: seconds between two lines of an epoch; by default half a one on a terminal, else 60.
     """
 
-    def __init__(self, whole: Any, folder: Path, monitor: str, patience: int, seed: int, ready: int = 0):
+    def __init__(
+        self, keeper: Keeper, epochs: int, name: str, write: Callable[[str], None], pause: float | None = None
+    ):
         super().__init__()
-        self.whole, self.folder = whole, folder
-        self.monitor, self.patience, self.seed, self.ready = monitor, patience, seed, ready
-        self.history: list[dict[str, float]] = []
-
-    @property
-    def best_epoch(self) -> int:
-        """The epoch of the best figure so far, of equal ones that of the lowest loss; nan is the worst."""
-        if self.monitor == "epoch" or len(self.history) <= self.ready:
-            return len(self.history) - 1
-        rows = self.history[self.ready :]
-        loss = np.array([row["val_loss"] for row in rows])
-        watched = loss if self.monitor == "val_loss" else -np.array([row[self.monitor] for row in rows])
-        return self.ready + int(np.lexsort((loss, np.nan_to_num(watched, nan=np.inf)))[0])
-
-    @property
-    def done(self) -> bool:
-        """Whether patience has run out."""
-        return bool(self.history) and len(self.history) - 1 - self.best_epoch >= self.patience
-
-    def restore(self) -> int:
-        """Load the last checkpoint, if there is one, and answer the epoch to go on with."""
-        path = self.folder / "checkpoint" / "state.npz"
-        if not path.is_file():
-            return 0
-        with np.load(path, allow_pickle=False) as file:
-            for place, variable in enumerate(self._variables()):
-                variable.assign(file[str(place)])
-            epochs = int(file["epochs"])
-        self.history = read_json(self.folder / "checkpoint" / "history.json")[:epochs]
-        return epochs
+        self.keeper, self.epochs, self.name, self.write = keeper, epochs, name, write
+        self.terminal = write is print and sys.stdout.isatty()
+        self.pause = (0.5 if self.terminal else 60.0) if pause is None else pause
 
     def on_epoch_begin(self, epoch, logs=None):
-        self.began = time.monotonic()
-        for place, variable in enumerate(v for v in self.model.variables if "seed_generator" in v.path):
-            variable.assign(np.array([self.seed * 1000 + place, epoch << 16], variable.dtype))
+        self.head = f"{self.name}epoch {epoch + 1:>3}/{self.epochs}"
+        self.began = self.last = time.monotonic()
+        self.first = self.keeper.step
 
-    def on_epoch_end(self, epoch, logs=None):
-        row = {key: float(value) for key, value in (logs or {}).items()}
-        if not np.isfinite([row["loss"], row["val_loss"]]).all():
-            raise FloatingPointError(
-                f"the training loss is {row['loss']} and the validation loss {row['val_loss']} in epoch "
-                f"{epoch + 1}. The best model so far is kept in {self.folder}. Lower train.learning_rate, or "
-                "look at the images with `medattn check`"
-            )
-        seconds = round(time.monotonic() - self.began, 3)
-        self.history.append({"epoch": epoch + 1} | row | {"seconds": seconds})
-        if self.best_epoch == epoch:
-            with written_aside(self.folder / "best.keras") as aside:
-                self.whole.save(aside)
-            write_json(self.history[-1], self.folder / "metrics.json")
-        self._save()
-        if self.done:
-            self.model.stop_training = True
-
-    def on_train_end(self, logs=None):
-        figures = [key for key in self.history[0] if key not in ("epoch", "seconds")]
-        curves = {key: [row[key] for row in self.history] for key in figures}
-        history_picture(curves, self.folder / "history.png")
-
-    def _save(self):
-        folder = self.folder / "checkpoint"
-        folder.mkdir(exist_ok=True)
-        write_json(self.history, folder / "history.json")
-        state = {str(place): variable.numpy() for place, variable in enumerate(self._variables())}
-        with written_aside(folder / "state.npz") as aside:
-            np.savez(aside, epochs=len(self.history), **state)
-        with written_aside(self.folder / "history.csv") as aside, open(aside, "w", newline="") as file:
-            writer = csv.DictWriter(file, list(self.history[0]))
-            writer.writeheader()
-            writer.writerows(self.history)
-
-    def _variables(self):
-        return [*self.model.variables, *self.model.optimizer.variables]
-
-
-class Line(keras.callbacks.Callback):
-    """Prints one line an epoch: figures, seconds, and the time that is left at most."""
-
-    def __init__(self, epochs: int, name: str, write: Callable[[str], None]):
-        super().__init__()
-        self.epochs, self.name, self.write = epochs, name, write
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self.began = time.monotonic()
+    def on_train_batch_end(self, batch, logs=None):
+        now, step, steps = time.monotonic(), self.keeper.step, self.keeper.steps
+        if now - self.last < self.pause:
+            return
+        self.last = now
+        left = (self.epochs * steps - step) * (now - self.began) / (step - self.first)
+        done, loss = (step - 1) % steps + 1, (logs or {}).get("loss", np.nan)
+        self._show(f"{self.head}  {done}/{steps} steps  loss {loss:.4f}{self._best()}  {_left(left)}")
 
     def on_epoch_end(self, epoch, logs=None):
         took = time.monotonic() - self.began
+        share = (self.keeper.step - self.first) / self.keeper.steps  # of an epoch that was broken off
         figures = "  ".join(f"{key} {value:.4f}" for key, value in (logs or {}).items())
-        left = (self.epochs - epoch - 1) * took
-        seconds = f"{took:.1f} s, at most {left:.0f} s left"
-        self.write(f"{self.name}epoch {epoch + 1:>3}/{self.epochs}  {figures}  {seconds}")
+        left = (self.epochs - epoch - 1) * took / (share or 1)
+        if self.terminal:
+            print(_CLEAR, end="")
+        self.write(f"{self.head}  {figures}  {took:.1f} s, {_left(left)}")
+
+    def _best(self) -> str:
+        monitor, history = self.keeper.settings.monitor, self.keeper.history
+        if monitor == "epoch" or not history:
+            return ""
+        best = self.keeper.best_epoch
+        return f"  best {monitor} {history[best][monitor]:.4f} in epoch {best + 1}"
+
+    def _show(self, text: str) -> None:
+        if self.terminal:
+            print(_CLEAR + text[: shutil.get_terminal_size().columns - 1], end="", flush=True)
+        else:
+            self.write(text)
+
+
+def _left(seconds: float) -> str:
+    amount = f"{seconds:.0f} s" if seconds < 300 else f"{seconds / 60:.0f} min"
+    return f"at most {amount if seconds < 18000 else f'{seconds / 3600:.1f} h'} left"
 
 
 def _figures(labels: np.ndarray, log_probabilities: np.ndarray) -> dict[str, float]:

@@ -63,6 +63,7 @@ def train(
     cache: Path | str | None = None,
     progress: inputs.Progress = lambda items, *_: items,
     write: Callable[[str], None] = print,
+    save_every: int = 0,
 ) -> list[Part]:
     """Train a recipe into a new run folder.
 
@@ -78,14 +79,17 @@ def train(
         folds: 0, or the number of stratified cross-validation folds, by patient where known; the data's own
             where they have such.
         seeds: one model (or set of folds) each; empty: the recipe's seed. A seed fixes its folds too.
-        resume: go on with a run that was stopped: from each model's last finished epoch.
+        resume: go on with a run that was stopped: from each model's last checkpoint.
         cache: where features of frozen layers, images that a public set's protocol changes, and decoded ones
             (`data.disk_gb`) are kept; by default in the run folder.
         progress: wraps long loops.
         write: prints a line.
+        save_every: steps between two checkpoints within epochs, which may differ after a resume; 0: after
+            each epoch alone.
 
     Raises:
-        RunError: the folder exists, or holds another run.
+        RunError: the folder exists, holds another run, or cannot be written.
+        FloatingPointError, OSError: a loss that is not finite, a full disk: the last checkpoint is kept.
         ManifestError, ImageError, RecipeError: name what is wrong in the data or the recipe.
     """
     from keras_medattn.train import trainer
@@ -111,7 +115,7 @@ def train(
         splits.write(part.manifest, part.folder / "split.csv")
         name = f"{part.folder.name}  " if part.folder != out else ""
         where = Path(cache) if cache else out / "cache"
-        trainer.fit(part.recipe, part.manifest, images, part.folder, where, progress, write, name)
+        trainer.fit(part.recipe, part.manifest, images, part.folder, where, progress, write, name, save_every)
         spent = {
             "seconds": about["seconds"] + round(time.monotonic() - began, 1),
             "peak_memory_gb": max(about["peak_memory_gb"], peak_memory_gb()),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import keras
@@ -18,6 +19,10 @@ def optimizer(train: Train, model: keras.Model, steps: int) -> keras.Optimizer:
         model: the system.
         steps: of an epoch.
     """
+    if train.precision == "mixed_float16":  # small gradients are no numbers of 16 bits, unless scaled up
+        return keras.optimizers.LossScaleOptimizer(
+            optimizer(replace(train, precision="float32"), model, steps)
+        )
     top, below = (_one(train, rate, steps) for rate in (1.0, train.backbone_rate))
     slow = [*backbones_of(model), *getattr(model, "slow_parts", [])]
     own = {id(variable) for one in slow for variable in one.trainable_variables}
@@ -35,20 +40,22 @@ def penalise(model: keras.Model, l2: float) -> None:
 
 def _one(train: Train, share: float, steps: int) -> keras.Optimizer:
     rate = _schedule(train, train.learning_rate * share, max(1, steps))
+    every = train.accumulate if train.accumulate > 1 else None
     if train.optimizer == "sgd":
-        return keras.optimizers.SGD(rate, train.momentum)
+        return keras.optimizers.SGD(rate, train.momentum, gradient_accumulation_steps=every)
     if train.optimizer == "adam":
-        return keras.optimizers.Adam(rate)
-    adamw = keras.optimizers.AdamW(rate, weight_decay=train.weight_decay)
+        return keras.optimizers.Adam(rate, gradient_accumulation_steps=every)
+    adamw = keras.optimizers.AdamW(rate, weight_decay=train.weight_decay, gradient_accumulation_steps=every)
     adamw.exclude_from_weight_decay(var_names=["bias", "beta", "gamma", "sw", "logits"])
     return adamw
 
 
 def _schedule(train: Train, rate: float, steps: int) -> Any:
-    """A learning rate for each step; of a `step` schedule it changes between epochs alone."""
-    schedules = keras.optimizers.schedules
+    """A learning rate for each update; of a `step` schedule it changes between epochs alone."""
+    schedules, updates = keras.optimizers.schedules, steps / train.accumulate
     if train.schedule == "cosine":
-        return schedules.CosineDecay(rate, train.epochs * steps)
+        return schedules.CosineDecay(rate, max(1, train.epochs * steps // train.accumulate))
     if train.schedule == "step":
-        return schedules.ExponentialDecay(rate, train.step_epochs * steps, train.step_factor, staircase=True)
+        every = train.step_epochs * updates
+        return schedules.ExponentialDecay(rate, every, train.step_factor, staircase=True)
     return rate

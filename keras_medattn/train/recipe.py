@@ -17,6 +17,7 @@ from keras_medattn.data.sets import SETS
 
 OPTIMIZERS = ("adamw", "adam", "sgd")
 SCHEDULES = ("cosine", "constant", "step")
+PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 
 
 class RecipeError(ValueError):
@@ -62,6 +63,10 @@ class Train:
     Attributes:
         epochs: at most this many.
         batch_size: examples a step.
+        accumulate: steps whose mean gradient moves the weights once: for batches larger than memory. Learning
+            rates count these; batch norm and a baseline over the batch see one step's batch.
+        precision: `float32`; or `mixed_bfloat16` or `mixed_float16`, which compute in 16 bits, and keep
+            weights, scores and losses in 32.
         optimizer: `adamw`, `adam` or `sgd`.
         momentum: of `sgd`.
         learning_rate: of the layers on top of the backbone, at the start.
@@ -89,6 +94,8 @@ class Train:
 
     epochs: int = 50
     batch_size: int = 16
+    accumulate: int = 1
+    precision: str = "float32"
     optimizer: str = "adamw"
     momentum: float = 0.9
     learning_rate: float = 1e-3
@@ -246,6 +253,13 @@ def _sensible(recipe: Recipe, source: str) -> None:
         ),
         (train.epochs > 0, "train.epochs", train.epochs, "1 or more"),
         (train.batch_size > 0, "train.batch_size", train.batch_size, "1 or more"),
+        (train.accumulate > 0, "train.accumulate", train.accumulate, "1 or more"),
+        (
+            train.precision in PRECISIONS,
+            "train.precision",
+            train.precision,
+            f"one of {', '.join(PRECISIONS)}",
+        ),
         (train.optimizer in OPTIMIZERS, "train.optimizer", train.optimizer, "adamw, adam or sgd"),
         (0 <= train.momentum < 1, "train.momentum", train.momentum, "in [0, 1)"),
         (train.learning_rate > 0, "train.learning_rate", train.learning_rate, "above 0"),

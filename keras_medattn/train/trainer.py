@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ import tensorflow as tf
 from keras_medattn import models
 from keras_medattn.data import augment, pipeline
 from keras_medattn.data.manifest import Manifest
+from keras_medattn.models.precision import precision
 from keras_medattn.train import inputs
-from keras_medattn.train.callbacks import Keeper, Line, Validate, Watch
+from keras_medattn.train.callbacks import Line, Validate, Watch
+from keras_medattn.train.checkpoint import Keeper
 from keras_medattn.train.fitted import backbones_of, fitted_itself, fitted_part, freeze, parts, saver
 from keras_medattn.train.optimizers import optimizer, penalise
 from keras_medattn.train.recipe import Recipe, RecipeError
@@ -44,7 +47,8 @@ def build(recipe: Recipe, num_classes: int, seen: Iterable[np.ndarray] | None = 
     """
     keras.utils.set_random_seed(recipe.train.seed)
     settings = {key: value for key, value in recipe.model.items() if key != "system"}
-    model = models.system(recipe.model["system"])(num_classes, **settings)
+    with precision(recipe.train.precision):
+        model = models.system(recipe.model["system"])(num_classes, **settings)
     freeze(model, recipe.train.frozen_stride)
     _check(recipe, model)
     if seen is not None and hasattr(model, "adapt"):
@@ -93,6 +97,7 @@ def fit(
     progress: inputs.Progress,
     write: Callable[[str], None],
     name: str = "",
+    save_every: int = 0,
 ) -> None:
     """Train one model on the manifest's `train` side and keep its best epoch in `folder/best.keras`.
 
@@ -107,6 +112,7 @@ def fit(
         progress: wraps long loops.
         write: prints a line.
         name: begins each line.
+        save_every: steps between two checkpoints within epochs; 0: after each epoch alone.
     """
     train, val, test = (
         [i for i, side in enumerate(manifest.splits or ()) if side == want]
@@ -135,9 +141,7 @@ def fit(
     )
     fitted.optimizer.build(fitted.trainable_variables)
     ready = getattr(model, "ready_epoch", 0)
-    keeper = Keeper(
-        saver(model, fitted, size), folder, settings.monitor, settings.patience, settings.seed, ready
-    )
+    keeper = Keeper(saver(model, fitted, size), folder, settings, steps, ready, save_every)
     keeper.set_model(fitted)
     start = keeper.restore()
 
@@ -149,10 +153,10 @@ def fit(
         return kind(lambda: np.concatenate([forward(batch).numpy() for batch in batches]), labels[rows])
 
     turn = settings.epochs if settled is None else min(settled, settings.epochs)
-    for epochs in (range(start, turn), range(max(start, turn), settings.epochs)):
-        if not epochs or keeper.done:
-            continue
-        if epochs.start >= turn:
+    for part in _stretches(start, steps, (turn, settings.epochs)):
+        if keeper.done:
+            break
+        if part.start >= turn * steps:
             maps = _settled(model, images, len(manifest), progress, name)
             feed = Feed(maps, maps, None)
         data = pipeline.training_batches(
@@ -160,15 +164,15 @@ def fit(
             labels[train],
             settings.batch_size,
             settings.seed,
-            epochs,
+            part,
             feed.change,
             settings.balance,
         ).map(lambda x, y: (x, tf.one_hot(y, classes)))
         fitted.fit(
             data,
-            initial_epoch=epochs.start,
-            epochs=epochs.stop,
-            steps_per_epoch=steps,
+            initial_epoch=part.start // steps,
+            epochs=part.stop // steps,
+            steps_per_epoch=min(len(part), steps),
             class_weight=_class_weights(labels[train], classes) if settings.class_weights else None,
             shuffle=False,  # the batches come in their own order
             verbose=0,  # type: ignore[arg-type]
@@ -176,10 +180,20 @@ def fit(
                 watch(Validate, val),
                 *([watch(Watch, test)] if settings.watch_test and test else []),
                 keeper,
-                Line(settings.epochs, name, write),
+                Line(keeper, settings.epochs, name, write),
                 keras.callbacks.TensorBoard(str(folder / "tensorboard"), write_graph=False, profile_batch=0),
             ],
         )
+
+
+def _stretches(start: int, steps: int, turns: tuple[int, ...]) -> list[range]:
+    """The steps to do from `start` on, cut at the end of an epoch that was broken off, and of each turn.
+
+    Each is of whole epochs, or of the rest of one; it ends with an epoch.
+    """
+    ends = {-(-start // steps) * steps, *(epoch * steps for epoch in turns)}
+    marks = [start, *sorted(end for end in ends if end > start)]
+    return [range(*pair) for pair in pairwise(marks)]
 
 
 def _settled(model, images: pipeline.Fetch, count: int, progress: inputs.Progress, name: str) -> Any:

@@ -7,7 +7,7 @@ import pytest
 from keras_medattn.data.manifest import Manifest
 from keras_medattn.models import MIMS, AttentionSampling, AttnVGG, GatedFusion, backbones
 from keras_medattn.train import trainer
-from keras_medattn.train.callbacks import Keeper
+from keras_medattn.train.checkpoint import Keeper
 from keras_medattn.train.fitted import backbones_of, freeze
 from keras_medattn.train.recipe import Data, Recipe, RecipeError, Train
 
@@ -105,7 +105,7 @@ def test_what_a_system_cannot_do_is_refused_before_it_is_trained(model, train, w
 
 
 def test_best_epoch_and_patience_count_from_the_first_trained_answer(tmp_path):
-    keeper = Keeper(None, tmp_path, "val_auroc", patience=2, seed=0, ready=3)
+    keeper = Keeper(None, tmp_path, Train(patience=2), steps=1, ready=3)
     figures = [0.9, 0.8, 0.9, 0.5, 0.7, 0.6, 0.65]
     best, done = [], []
     for epoch, auroc in enumerate(figures):
