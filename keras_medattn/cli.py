@@ -198,13 +198,25 @@ def _export(options) -> int:
     if files := [name for name in options.formats if name != "saved_model"]:
         training = parts[0].manifest.split("train")
         training = training.take(range(0, len(training), -(-len(training) // 100)))
-        folder, found = formats.export(*what, training, files, *settings)
+        folder, found = formats.export(*what, training, files, *settings, tuple(options.batches))
         folders, differences = [*folders, folder], differences | found
     for name, value in differences.items():
         print(f"{name:<16} largest difference to Keras in a probability: {value:.2e} ({len(samples)} images)")
     served = f". Next: medattn serve {options.to.parent}" if "saved_model" in options.formats else ""
     print("wrote " + " and ".join(map(str, folders)) + served)
     return 0
+
+
+def _benchmark(options) -> int:
+    from keras_medattn.export import benchmark
+
+    result = benchmark.benchmark(
+        options.model, options.data, options.split, options.runs, options.threads, _progress
+    )
+    print(benchmark.text(result))
+    paths = benchmark.write(result, options.out or options.model / "benchmark")
+    print("wrote " + ", ".join(map(str, paths)))
+    return 1 if result.failed else 0
 
 
 def _serve(options) -> int:
@@ -273,6 +285,7 @@ COMMANDS = {
     "compare": _compare,
     "explain": _explain,
     "export": _export,
+    "benchmark": _benchmark,
     "serve": _serve,
     "predict": _predict,
     "make": _make,

@@ -17,6 +17,7 @@ EPILOG = """examples:
   medattn compare runs/a runs/b                           which is better, and whether that is chance
   medattn explain runs/a --split test --truth masks/      where it looked, and whether it was there
   medattn export runs/a --to saved_models/photos          a SavedModel for TF-Serving
+  medattn benchmark saved_models/photos                   each exported format: size, time, difference
   medattn serve saved_models                              the local server, gRPC on port 8500
   medattn predict --server localhost:8500 --model photos a.jpg b.png
   medattn make megapixel-mnist --out digits --size 1500   images in which three small digits decide
@@ -54,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
 
     for add in (_check, _train, _calibrate, _evaluate, _compare, _explain):
         add(command)
-    for add in (_export, _serve, _predict, _make, _demo):
+    for add in (_export, _benchmark, _serve, _predict, _make, _demo):
         add(command)
     return parser
 
@@ -263,6 +264,33 @@ def _export(command: Command) -> None:
     )
     one.add_argument("--data", type=Path, help="where the run's images are now")
     one.add_argument("--samples", type=int, default=8, metavar="N", help="images to verify on (8)")
+    one.add_argument(
+        "--batches",
+        type=int,
+        nargs=3,
+        default=(1, 8, 32),
+        metavar=("LEAST", "BEST", "LARGEST"),
+        help="that a TensorRT engine takes, and is tuned for (1 8 32)",
+    )
+
+
+def _benchmark(command: Command) -> None:
+    one = command(
+        "benchmark",
+        "what each exported format of a model costs and answers",
+        "medattn benchmark saved_models/eyes --data held_out.csv",
+        "train,serve,litert,onnx",
+    )
+    one.add_argument("model", type=Path, metavar="MODEL", help="the folder that `export --to` wrote")
+    one.add_argument(
+        "--data", type=Path, help="labelled images that the model never saw, for the AUROC; else noise"
+    )
+    one.add_argument(
+        "--split", default="test", choices=("train", "val", "test"), help="side of the data, if it has (test)"
+    )
+    one.add_argument("--runs", type=int, default=50, metavar="N", help="answers to time at least (50)")
+    one.add_argument("--threads", type=int, default=2, metavar="N", help="that each runtime may use (2)")
+    one.add_argument("--out", type=Path, metavar="DIR", help="where to write (MODEL/benchmark)")
 
 
 def _serve(command: Command) -> None:

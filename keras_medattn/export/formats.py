@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ def export(
     formats: Sequence[str],
     temperature: float = 1.0,
     threshold: float | None = None,
+    batches: tuple[int, int, int] = (1, 8, 32),
 ) -> tuple[Path, dict[str, float]]:
     """Write files for other runtimes, compare each with the Keras model, and publish them together.
 
@@ -59,13 +61,14 @@ def export(
         formats: of `FILES`.
         temperature: divides the scores before the softmax.
         threshold: of two classes, the probability from which the second is the label, for `medattn.json`.
+        batches: of a TensorRT engine, the least, the one to tune for, and the largest.
 
     Returns:
         The folder, and the largest difference in a probability by format.
 
     Raises:
-        ExportError: a format is unknown, cannot hold the model, or differs by more than its tolerance:
-            1e-4 in float32, .01 in float16, .1 in int8. Nothing is published.
+        ExportError: a format is unknown, its converter or runtime fails, or it differs by more than its
+            tolerance: 1e-4 in float32, .01 in float16, .1 in int8. Nothing is published.
     """
     unknown = [name for name in formats if name not in FILES]
     if unknown:
@@ -85,11 +88,13 @@ def export(
     try:
         found = {}
         for name in formats:
-            write(model, recipe.data, aside / FILES[name], name, temperature, training)
-            if name == "tensorrt":
-                continue  # it answers on a GPU alone
-            plain = deployable(model, recipe.data, temperature)
-            found[name] = difference(reader(aside / FILES[name]), plain, inputs, name != "litert_batch1")
+            if name == "tensorrt":  # it answers on a GPU alone
+                tensorrt.build(aside / FILES["onnx"], aside / FILES[name], batches)
+                continue
+            with _blamed(name):
+                write(model, recipe.data, aside / FILES[name], name, temperature, training)
+                plain = deployable(model, recipe.data, temperature)
+                found[name] = difference(reader(aside / FILES[name]), plain, inputs, name != "litert_batch1")
             limit = TOLERANCES.get(name, TOLERANCE)
             if not found[name] <= limit:
                 raise ExportError(
@@ -100,6 +105,7 @@ def export(
         facts["files"] = {name: FILES[name] for name in formats}
         if "onnx" in formats:
             facts["onnx_operators"] = sorted(onnx.operators(aside / FILES["onnx"]))
+            facts["not_in_tensorrt"] = sorted(set(facts["onnx_operators"]) - tensorrt.OPERATORS)
         write_json(facts, aside / "medattn.json")
         os.replace(aside, version)
     finally:
@@ -128,14 +134,28 @@ def deployable(model: Any, data: Any, temperature: float = 1.0, batch: int | Non
 def write(model: Any, data: Any, path: Path, name: str, temperature: float, training: Manifest) -> None:
     """Write one file; see `export`."""
     plain = deployable(model, data, temperature, 1 if name == "litert_batch1" else None)
-    if name == "tensorrt":
-        tensorrt.build(path.with_name(FILES["onnx"]), path)
-    elif name == "onnx":
+    if name == "onnx":
         onnx.write(plain, path)
     else:
         # which cells it reads must not be decided in 256 steps: int8 is of the weights alone
         steps = name == "litert_int8" and not isinstance(model, AttentionSampling)
         litert.write(plain, path, name, examples(training, data) if steps else ())
+
+
+@contextmanager
+def _blamed(name: str) -> Iterator[None]:
+    """Turn what a converter or a runtime raises, each its own kinds, into a line that says what to do."""
+    try:
+        yield
+    except (ExportError, ImportError, OSError):
+        raise
+    except Exception as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        told = [line for line in lines if "ops:" in line] or lines[-1:]  # LiteRT lists what it has no form of
+        raise ExportError(
+            f"{FILES[name]} cannot be made of this model: {'; '.join(told)[:500]}. Nothing was published. "
+            f"Leave {name} out of the formats; `medattn --traceback export` shows where it failed"
+        ) from error
 
 
 def reader(path: Path) -> Callable[[dict[str, np.ndarray]], np.ndarray]:

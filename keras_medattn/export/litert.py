@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
 Answer = Callable[[dict[str, np.ndarray]], np.ndarray]  # inputs by name -> probabilities (B, C)
 
@@ -27,6 +26,8 @@ def write(
     Raises:
         Exception: of TensorFlow's converter, where an operator is no built-in one.
     """
+    import tensorflow as tf  # not above: who only reads a file needs none of it
+
     spec: dict[str, Any] = {"supported_ops": [tf.lite.OpsSet.TFLITE_BUILTINS]}
     options: dict[str, Any] = {}
     if kind == "litert_float16":
@@ -42,10 +43,10 @@ def write(
     model.export(str(path), format="litert", verbose=False, target_spec=spec, **options)
 
 
-def reader(path: Path) -> Answer:
+def reader(path: Path, threads: int | None = None) -> Answer:
     """What answers by a file, with operators that LiteRT brings."""
     from ai_edge_litert.interpreter import Interpreter
 
-    interpreter = Interpreter(str(path))
+    interpreter = Interpreter(str(path), num_threads=threads)
     run = interpreter.get_signature_runner("serving_default")
     return lambda inputs: run(**inputs)["probabilities"]

@@ -69,13 +69,14 @@ ROWS: dict[str, Callable[[], Any]] = {
 ABSENT = {("GatedFusion", "litert_float16"), ("GatedFusion", "litert_int8")}
 
 
-def row(name: str, columns: Sequence[str] = COLUMNS) -> dict[str, float]:
+def row(name: str, folder: Path, columns: Sequence[str] = COLUMNS) -> dict[str, float]:
     """Export one system and compare it with Keras on five files, one by one and in one batch.
 
     The scores are divided by a temperature of .1, so that the answers of untrained weights differ.
 
     Args:
         name: of `ROWS`.
+        folder: gets the pictures, `files/1` and `1`.
         columns: signatures of the SavedModel, of which one means all of them, and formats.
 
     Returns:
@@ -88,22 +89,17 @@ def row(name: str, columns: Sequence[str] = COLUMNS) -> dict[str, float]:
     model = ROWS[name]()
     model.build((None, *SIZE, 3))
     names = ("a", "b", "c")
-    with tempfile.TemporaryDirectory() as folder:
-        table = _files(Path(folder) / "data", bool(slices))
-        wanted = [one for one in columns if one in formats.FILES and (name, one) not in ABSENT]
-        found = {}
-        if wanted:
-            to = Path(folder) / "model"
-            found |= formats.export(model, recipe, names, to, table, table, wanted, 0.1)[1]
-        if not set(columns) <= set(formats.FILES):
-            version, signatures = saved_model.export(
-                model, recipe, names, Path(folder) / "served", table, 0.1
-            )
-            found |= signatures
-            if not slices:
-                plain = float32(model.snapshot() if hasattr(model, "snapshot") else model, SIZE)
-                together = _together(version, formats.deployable(plain, data, 0.1), data, table)
-                found |= {key: max(value, together[key]) for key, value in signatures.items()}
+    table = pictures(folder / "data", bool(slices))
+    found = {}
+    if wanted := [one for one in columns if one in formats.FILES and (name, one) not in ABSENT]:
+        found |= formats.export(model, recipe, names, folder, table, table, wanted, 0.1)[1]
+    if not set(columns) <= set(formats.FILES):
+        version, signatures = saved_model.export(model, recipe, names, folder, table, 0.1)
+        found |= signatures
+        if not slices:
+            plain = float32(model.snapshot() if hasattr(model, "snapshot") else model, SIZE)
+            together = _together(version, formats.deployable(plain, data, 0.1), data, table)
+            found |= {key: max(value, together[key]) for key, value in signatures.items()}
     return {column: found[column] for column in columns if column in found}
 
 
@@ -111,14 +107,15 @@ def table(names: Sequence[str]) -> str:
     """The matrix as Markdown."""
     lines = [f"| | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 1) + "|"]
     for name in names:
-        found = row(name)
+        with tempfile.TemporaryDirectory() as folder:
+            found = row(name, Path(folder) / "model")
         cells = [f"{found[column]:.1e}" if column in found else "-" for column in COLUMNS]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _files(folder: Path, volumes: bool) -> Manifest:
-    """Five images of noise on a ramp, or volumes of two of them, and of three."""
+def pictures(folder: Path, volumes: bool) -> Manifest:
+    """Write five images of noise on a ramp, or volumes of two of them and of three."""
     rng = np.random.default_rng(0)
     names = []
     for number in range(5):
