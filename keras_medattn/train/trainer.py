@@ -66,11 +66,11 @@ def _check(recipe: Recipe, model: keras.Model) -> None:
             f"train.epochs must be above {ready}: before that, the answer of this {name} does not learn. "
             f"Received: {train.epochs}"
         )
-    moving = sorted({str(one["layer"]) for one in recipe.augment} & augment.MOVING)
+    moving = sorted({str(one["layer"]) for one in recipe.augment} & (augment.MOVING | augment.MIXING))
     if moving and getattr(model, "aligned", False):
         raise RecipeError(
-            f"augment: {', '.join(moving)} must be left out: {name} has a mask, under which images may not "
-            f"move. Received: {moving}"
+            f"augment: {', '.join(moving)} must be left out: {name} has a mask, made from the training images "
+            f"as they lie on each other, under which they may be neither moved nor mixed. Received: {moving}"
         )
     if not train.cached_views:
         return
@@ -167,13 +167,16 @@ def fit(
             part,
             feed.change,
             settings.balance,
-        ).map(lambda x, y: (x, tf.one_hot(y, classes)))
+            augment.mixer(recipe.augment, classes),
+        )
+        if settings.class_weights:  # of mixed labels, by their shares
+            weights = tf.constant(_class_weights(labels[train], classes), tf.float32)
+            data = data.map(lambda x, y, weights=weights: (x, y, tf.linalg.matvec(y, weights)))
         fitted.fit(
             data,
             initial_epoch=part.start // steps,
             epochs=part.stop // steps,
             steps_per_epoch=min(len(part), steps),
-            class_weight=_class_weights(labels[train], classes) if settings.class_weights else None,
             shuffle=False,  # the batches come in their own order
             verbose=0,  # type: ignore[arg-type]
             callbacks=[
@@ -209,6 +212,5 @@ def _subset(fetch: pipeline.Fetch, places: list[int]) -> pipeline.Fetch:
     return lambda rows, epoch: fetch(chosen[rows], epoch)
 
 
-def _class_weights(labels: np.ndarray, classes: int) -> dict[int, float]:
-    counts = np.bincount(labels, minlength=classes)
-    return {place: len(labels) / (classes * max(1, count)) for place, count in enumerate(counts)}
+def _class_weights(labels: np.ndarray, classes: int) -> np.ndarray:
+    return len(labels) / (classes * np.maximum(1, np.bincount(labels, minlength=classes)))

@@ -11,8 +11,10 @@ import keras
 import numpy as np
 import pytest
 from conftest import TINY
+from scipy.special import log_softmax
 from sklearn.metrics import accuracy_score, roc_auc_score
 
+from keras_medattn.data import augment, pipeline
 from keras_medattn.data import manifest as manifests
 from keras_medattn.data.manifest import ManifestError
 from keras_medattn.files import read_json, write_json
@@ -293,3 +295,46 @@ def test_best_epoch_is_the_one_kept(tiny_run):
     probabilities = evaluate.predict(tiny_run, val)
     loss = -np.log(probabilities[np.arange(len(val)), val.labels]).mean()
     assert loss == pytest.approx(best["val_loss"], abs=1e-4)
+
+
+def test_mixed_images_and_weighed_labels_reach_the_model(tmp_path, tiny_set):
+    """The loss of an epoch that changes nothing, by hand: each batch a function of the seed and its step."""
+    still = {"epochs": 1, "learning_rate": 1e-12, "weight_decay": 0.0, "frozen_stride": 8}
+    values = TINY | {"train": TINY["train"] | still, "model": TINY["model"] | {"dropout": 0.0}}
+    mixed = recipe.from_dict(
+        values | {"augment": [{"layer": "RandomFlip"}, {"layer": "MixUp", "alpha": 0.8}]}
+    )
+    table = tmp_path / "set.csv"  # three of one class to one of the other
+    rows = tiny_set.read_text().splitlines()
+    table.write_text(
+        "\n".join(row for row in rows if ",train" not in row or row[:2] not in ("01", "03", "05"))
+    )
+    for row in rows[1:]:
+        (tmp_path / row[:6]).write_bytes((tiny_set.parent / row[:6]).read_bytes())
+    [part] = experiment.train(mixed, table, tmp_path / "run", write=quiet)
+    side = part.manifest.split("train")
+    images = pipeline.read_all(side, (64, 80))
+    change, mix = augment.augmenter(mixed.augment), augment.mixer(mixed.augment, 2)
+    whole = pipeline.training_batches(
+        pipeline.held(images), side.labels, 6, 0, range(6), change, mix=mix
+    ).as_numpy_iterator()
+    batches = list(whole)
+    counts = np.bincount(side.labels)
+    weights, model, losses = len(side) / (2 * counts), part.model(), []
+    assert counts.tolist() == [8, 5]
+    for x, y in batches[:3]:
+        assert np.abs(y - y.round()).max() > 0
+        losses += list(
+            -(log_softmax(np.float64(model(x, training=True)), axis=1) * y).sum(axis=1) * (y @ weights)
+        )
+    [row] = np.atleast_1d(np.genfromtxt(part.folder / "history.csv", delimiter=",", names=True))
+    assert row["loss"] == pytest.approx(np.mean(losses), rel=1e-4)
+    later = pipeline.training_batches(
+        pipeline.held(images), side.labels, 6, 0, range(3, 6), change, mix=mix
+    )  # as after a resume
+    for one, other in zip(batches[3:], later.as_numpy_iterator(), strict=True):
+        np.testing.assert_array_equal(one[0], other[0])
+        np.testing.assert_array_equal(one[1], other[1])
+    for wrong in ({"train": values["train"] | {"cached_views": 1}}, {"data": {"slices": [1, 2]}}):
+        with pytest.raises(RecipeError, match="without MixUp and CutMix where"):
+            recipe.from_dict(mixed.to_dict() | wrong)
