@@ -10,7 +10,7 @@ from pathlib import Path
 import tensorflow as tf
 
 from keras_medattn.data.manifest import Manifest
-from keras_medattn.export import verify
+from keras_medattn.export import known_answers, verify
 from keras_medattn.export.precision import float32
 from keras_medattn.export.signatures import Exported
 from keras_medattn.export.volumes import ExportedVolumes
@@ -73,6 +73,12 @@ def export(
         extra.mkdir()
         write_json(about(model, recipe, class_names, temperature, threshold), extra / "medattn.json")
         _write_warmup(extra / "tf_serving_warmup_requests", recipe.data.image_size, bool(recipe.data.slices))
+        known_answers.write(
+            aside,
+            lambda path: verify.probabilities(path, model, recipe, temperature),
+            bool(recipe.data.slices),
+            TOLERANCE,
+        )
         differences = verify.differences(aside, model, recipe, samples, temperature)
         worst = max(differences.values())
         if not worst <= TOLERANCE:

@@ -11,12 +11,14 @@ import tensorflow as tf
 from keras_medattn.data import pipeline, readers, volumes
 from keras_medattn.data.headers import read_header
 from keras_medattn.data.manifest import Manifest
+from keras_medattn.export import known_answers
 
 
 def differences(folder: Path, model, recipe, samples: Manifest, temperature: float = 1.0) -> dict[str, float]:
     """Find the largest difference in probabilities of each signature to the Keras model.
 
-    Images that a signature cannot take (a TIFF as bytes) are left out of it.
+    Images that a signature cannot take (a TIFF as bytes) are left out of it. Those that the export's own
+    `known_answers` drew are compared too.
 
     Args:
         folder: a SavedModel.
@@ -30,8 +32,8 @@ def differences(folder: Path, model, recipe, samples: Manifest, temperature: flo
     """
     served = tf.saved_model.load(str(folder))  # kept in a variable, or its graph is collected
     found = dict.fromkeys(served.signatures, 0.0)
-    for path in samples.paths:
-        sized, sent = _volume(path, recipe.data) if recipe.data.slices else _image(path, recipe.data)
+    for path in (*samples.paths, *known_answers.files(folder)):
+        sized, sent = _read(path, recipe.data)
         expected = tf.nn.softmax(model(sized, training=False) / temperature).numpy()
         for name, inputs in sent.items():
             answer = served.signatures[name](**inputs)["probabilities"].numpy()
@@ -39,8 +41,18 @@ def differences(folder: Path, model, recipe, samples: Manifest, temperature: flo
     return found
 
 
-def _image(path: Path, data) -> tuple[Any, dict[str, dict[str, tf.Tensor]]]:
+def probabilities(path: Path, model, recipe, temperature: float = 1.0) -> np.ndarray:
+    """The Keras model's answer to one file: `(C,)`."""
+    sized, _ = _read(path, recipe.data)
+    return tf.nn.softmax(model(sized, training=False) / temperature).numpy()[0]
+
+
+def _read(path: Path, data) -> tuple[Any, dict[str, dict[str, tf.Tensor]]]:
     """What the Keras model takes, and what each signature takes."""
+    return _volume(path, data) if data.slices else _image(path, data)
+
+
+def _image(path: Path, data) -> tuple[Any, dict[str, dict[str, tf.Tensor]]]:
     window = data.window or None
     sized = pipeline.read_sized(path, data.image_size, window, data.max_pixels)
     sent = {"tensor": {"image": tf.constant(readers.read(path, window, data.max_pixels)[None])}}
