@@ -81,6 +81,26 @@ def _train(options) -> int:
     return 0
 
 
+def _tune(options) -> int:
+    from keras_medattn.train import recipe, tune
+
+    out, data = options.out, options.data
+    tune.tune(
+        recipe.load(options.recipe, options.set),
+        data,
+        out,
+        options.trials,
+        options.inner,
+        options.folds,
+        options.resume,
+        options.cache,
+        _progress,
+    )
+    then = f"evaluate {out}" if options.folds else f"train {out / 'best.toml'} --data {data} --out runs/best"
+    print(f"wrote {out}. Next: medattn {then}")
+    return 0
+
+
 def _calibrate(options) -> int:
     from keras_medattn.train import calibrate, experiment
 
@@ -280,6 +300,7 @@ def _demo(options) -> int:
 COMMANDS = {
     "check": _check,
     "train": _train,
+    "tune": _tune,
     "calibrate": _calibrate,
     "evaluate": _evaluate,
     "compare": _compare,

@@ -12,6 +12,7 @@ EPILOG = """examples:
   medattn train recipe.toml --data photos/ --out runs/a   train; a run is never overwritten
   medattn train recipe.toml --data photos/ --out runs/a --resume
   medattn train recipe.toml --data set.csv --out runs/cv --folds 5 --set train.epochs=20
+  medattn tune recipe.toml --data set.csv --out tuned     search the settings that its [tune] names
   medattn calibrate runs/a --sensitivity 0.95             confidence and threshold, on validation images
   medattn evaluate runs/a                                 figures with 95% intervals, pictures, predictions
   medattn compare runs/a runs/b                           which is better, and whether that is chance
@@ -53,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
         one.set_defaults(command=name, extras=extras)
         return one
 
-    for add in (_check, _train, _calibrate, _evaluate, _compare, _explain):
+    for add in (_check, _train, _tune, _calibrate, _evaluate, _compare, _explain):
         add(command)
     for add in (_export, _benchmark, _serve, _predict, _make, _demo):
         add(command)
@@ -81,21 +82,8 @@ def _train(command: Command) -> None:
         "train a recipe",
         "medattn train mims.toml --data set.csv --out runs/a --set model.k=3",
     )
-    one.add_argument("recipe", type=Path, metavar="RECIPE", help="a TOML file")
-    one.add_argument(
-        "--data",
-        type=Path,
-        required=True,
-        help="a folder a class, or a CSV; or the root of the public set that the recipe names",
-    )
+    _recipe(one)
     one.add_argument("--out", type=Path, required=True, metavar="RUN", help="the run folder to make")
-    one.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override a setting; repeatable; null is None",
-    )
     one.add_argument("--folds", type=int, default=0, metavar="N", help="cross-validate over N folds")
     one.add_argument(
         "--seeds",
@@ -114,6 +102,51 @@ def _train(command: Command) -> None:
         help="checkpoints each N steps within epochs, too (after each epoch)",
     )
     one.add_argument("--cache", type=Path, metavar="DIR", help="share cached features between runs")
+
+
+def _recipe(one: argparse.ArgumentParser) -> None:
+    one.add_argument("recipe", type=Path, metavar="RECIPE", help="a TOML file")
+    one.add_argument(
+        "--data",
+        type=Path,
+        required=True,
+        help="a folder a class, or a CSV; or the root of the public set that the recipe names",
+    )
+    one.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override a setting; repeatable; null is None",
+    )
+
+
+def _tune(command: Command) -> None:
+    one = command(
+        "tune",
+        "search for a recipe's settings, on validation images alone",
+        "medattn tune recipe.toml --data set.csv --out tuned --trials 20",
+        "train,tune",
+    )
+    _recipe(one)
+    one.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to make")
+    one.add_argument("--trials", type=int, default=20, metavar="N", help="settings to try at most (20)")
+    one.add_argument(
+        "--inner",
+        type=int,
+        default=0,
+        metavar="N",
+        help="judge a trial by N folds of the training and validation images (the validation side)",
+    )
+    one.add_argument(
+        "--folds",
+        type=int,
+        default=0,
+        metavar="N",
+        help="nested cross validation: search in each of N folds, then train the best on it",
+    )
+    one.add_argument("--resume", action="store_true", help="go on with a search that was stopped")
+    one.add_argument("--cache", type=Path, metavar="DIR", help="share cached features between searches")
 
 
 def _calibrate(command: Command) -> None:

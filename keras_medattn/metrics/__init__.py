@@ -24,6 +24,7 @@ from keras_medattn.metrics.plots import confusion_picture, history_picture, pr_p
 from keras_medattn.metrics.reliability_plots import reliability_picture
 from keras_medattn.metrics.scores import scores
 from keras_medattn.metrics.significance import Difference, paired_t, sign_flip, welch
+from keras_medattn.metrics.trial_plots import trials_picture
 from keras_medattn.metrics.weighted import weighted_scores
 
 __all__ = [
@@ -61,6 +62,7 @@ __all__ = [
     "scores",
     "setting_picture",
     "sign_flip",
+    "trials_picture",
     "weighted_scores",
     "welch",
 ]

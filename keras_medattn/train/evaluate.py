@@ -13,7 +13,7 @@ import numpy as np
 from keras_medattn import metrics
 from keras_medattn.data import manifest as manifests
 from keras_medattn.data.manifest import Manifest
-from keras_medattn.files import write_json, written_aside
+from keras_medattn.files import read_json, write_json, written_aside
 from keras_medattn.metrics.patients import Tie
 from keras_medattn.metrics.scores import predicted_classes
 from keras_medattn.train import calibrate, inputs
@@ -82,12 +82,14 @@ def evaluate(
     pairs = list(zip(found, stored, strict=True))
     result = figures([one.probabilities(own.temperature) for one, own in pairs], cuts)
     drawn = [one.monte_carlo(own.temperature) for one, own in pairs] if draws else []
+    tuned = parts[0].folder / "tuned.json"
     applied = {part.folder.name: one for part, one in zip(parts, stored, strict=True) if one.images}
     plain_cuts = [plain_cut] * len(parts)
     return replace(
         result,
         calibrations=applied,
         uncalibrated=figures([one.probabilities() for one in found], plain_cuts) if applied else None,
+        tuned=read_json(tuned) if tuned.is_file() else None,
         by={value: subset(result, np.equal(values, value), tie) for value in sorted(set(values))},
         monte_carlo=figures(drawn, cuts) if draws else None,
         timing={
@@ -160,6 +162,8 @@ def to_dict(evaluation: Evaluation) -> dict:
     }
     if evaluation.calibrations:
         values["calibrations"] = {name: asdict(one) for name, one in evaluation.calibrations.items()}
+    if evaluation.tuned is not None:
+        values["tuned"] = evaluation.tuned
     if evaluation.uncalibrated is not None:
         values["uncalibrated"] = to_dict(evaluation.uncalibrated)
     if evaluation.by:
@@ -184,6 +188,12 @@ def table(evaluation: Evaluation) -> str:
             "patients: {patients}, {left_out} with several labels left out; ties of votes: {tie}".format(
                 **evaluation.patients
             )
+        )
+    if (tuned := evaluation.tuned) is not None:
+        where = f"over {tuned['inner']} inner folds" if tuned["inner"] else "on the validation side"
+        lines.append(
+            f"nested: each model's settings are the best of {tuned['trials']}, by {tuned['figure']} {where} "
+            "of its own training images"
         )
     lines += _calibration_lines(evaluation)
     if evaluation.warning:

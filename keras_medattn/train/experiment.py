@@ -22,6 +22,7 @@ from keras_medattn.train import inputs
 from keras_medattn.train import recipe as recipes
 from keras_medattn.train.recipe import Recipe, RecipeError
 
+Data = Path | str | Manifest
 _PACKAGES = ("keras-medattn", "keras", "tensorflow", "numpy", "scikit-learn", "scipy", "pillow", "tifffile")
 
 
@@ -55,7 +56,7 @@ class Part:
 
 def train(
     recipe: Recipe,
-    data: Path | str,
+    data: Data,
     out: Path | str,
     folds: int = 0,
     seeds: Sequence[int] = (),
@@ -74,7 +75,8 @@ def train(
 
     Args:
         recipe: the settings.
-        data: a folder a class, or a CSV; where the recipe names a public set, its root as distributed.
+        data: a folder a class, or a CSV, or its table; where the recipe names a public set, its root as
+            distributed.
         out: the run folder; it must not exist, unless `resume`.
         folds: 0, or the number of stratified cross-validation folds, by patient where known; the data's own
             where they have such.
@@ -101,7 +103,7 @@ def train(
     began = time.monotonic()
     _check_folder(out, resume)
     with _removed_on_failure(out, unless=resume):
-        manifest = _manifest(recipe, data, Path(cache) if cache else out / "data", progress)
+        manifest = table(recipe, data, Path(cache) if cache else out / "data", progress)
         made = list(_plan(recipe, manifest, out, folds, seeds))
         _check_headers(recipe, manifest)
         about = _about(recipe, manifest, data, out, folds, seeds)
@@ -124,6 +126,17 @@ def train(
     return made
 
 
+def table(recipe: Recipe, data: Data, edited: Path, progress: inputs.Progress) -> Manifest:
+    """The images that a recipe's data hold; those that a public set's protocol changes are kept in `edited`."""
+    if isinstance(data, Manifest):
+        return data
+    if not recipe.data.set:
+        return manifests.load(data, recipe.data.classes or None)
+    return sets.load(
+        recipe.data.set, data, edited, lambda items, total: progress(items, total, "preparing images")
+    )
+
+
 def peak_memory_gb() -> float:
     """The most memory that this process has held so far, in 10^9 bytes."""
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kibibytes elsewhere
@@ -134,7 +147,7 @@ def load(run: Path | str, data: Path | str | None = None) -> list[Part]:
     """The models of a run folder, with the split that each was trained on.
 
     Args:
-        run: a folder that `train` made; or the folder of one of its models.
+        run: a folder that `train` made, or a nested cross validation; or the folder of one of its models.
         data: where the images lie now, a folder or CSV; of a public set its root, or the folder with the
             images that its protocol changed; by default where they lay.
 
@@ -143,6 +156,8 @@ def load(run: Path | str, data: Path | str | None = None) -> list[Part]:
         ManifestError: images of the split are not in `data`.
     """
     run = Path(run)
+    if (run / "nested.json").is_file():
+        return [part for name in read_json(run / "nested.json")["folds"] for part in load(run / name, data)]
     home = home_of(run)
     try:
         about = read_json(home / "run.json")
@@ -226,14 +241,6 @@ def _removed_on_failure(out: Path, unless: bool) -> Iterator[None]:
         raise
 
 
-def _manifest(recipe: Recipe, data: Path | str, edited: Path, progress: inputs.Progress) -> Manifest:
-    if not recipe.data.set:
-        return manifests.load(data, recipe.data.classes or None)
-    return sets.load(
-        recipe.data.set, data, edited, lambda items, total: progress(items, total, "preparing images")
-    )
-
-
 def _stored_about(out: Path, about: dict) -> dict:
     """The `run.json` of the run to resume, which must be the same run."""
     stored = read_json(out / "run.json")
@@ -248,7 +255,7 @@ def _stored_about(out: Path, about: dict) -> dict:
 
 
 def _about(
-    recipe: Recipe, manifest: Manifest, data: Path | str, out: Path, folds: int, seeds: Sequence[int]
+    recipe: Recipe, manifest: Manifest, data: Data, out: Path, folds: int, seeds: Sequence[int]
 ) -> dict:
     root, own = manifest.root.resolve(), out.resolve()
     versions = {"python": platform.python_version()}
@@ -259,7 +266,7 @@ def _about(
             continue
     return {
         "recipe": recipe.to_dict(),
-        "data": str(data),
+        "data": str(data.root if isinstance(data, Manifest) else data),
         "root": str(root.relative_to(own) if root.is_relative_to(own) else root),  # a run may be moved
         "folds": folds,
         "seeds": list(seeds),

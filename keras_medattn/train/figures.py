@@ -36,6 +36,7 @@ class Evaluation:
         thresholds: `(N,)`, of two classes the probability from which the second was answered.
         calibrations: of models that have one, as it was applied.
         uncalibrated: where they have: the figures at temperature 1, and without their thresholds.
+        tuned: of a nested cross validation: how each model's settings were chosen.
     """
 
     manifest: Manifest
@@ -50,6 +51,7 @@ class Evaluation:
     thresholds: np.ndarray = field(default_factory=lambda: np.zeros(0))
     calibrations: dict[str, Calibration] = field(default_factory=dict)
     uncalibrated: Evaluation | None = None
+    tuned: dict[str, int | str] | None = None
 
     @property
     def warning(self) -> str:

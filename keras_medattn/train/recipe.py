@@ -118,12 +118,15 @@ class Train:
 
 @dataclass(frozen=True)
 class Recipe:
-    """All settings of a run. `model` holds `system` and the arguments of that model's class."""
+    """All settings of a run. `model` holds `system` and the arguments of that model's class; `tune` the
+    values among which `medattn tune` searches, which training leaves alone.
+    """
 
     data: Data = field(default_factory=Data)
     model: dict[str, Any] = field(default_factory=lambda: {"system": "MIMS"})
     train: Train = field(default_factory=Train)
     augment: tuple[dict[str, Any], ...] = ()
+    tune: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as JSON keeps them."""
@@ -132,6 +135,8 @@ class Recipe:
 
 def load(path: Path | str, overrides: Iterable[str] = ()) -> Recipe:
     """Read a recipe and apply overrides such as `train.epochs=5`, or `model.weights=null` for Python's None.
+
+    In the file the latter is `weights = "null"`.
 
     Raises:
         RecipeError: names the file, the key, what was received, and the nearest known key.
@@ -163,9 +168,10 @@ def from_dict(values: dict[str, Any], source: str = "recipe") -> Recipe:
     _known(values, [f.name for f in fields(Recipe)], "", source)
     recipe = Recipe(
         _section(Data, values.get("data", {}), "data", source),
-        {"system": "MIMS"} | dict(values.get("model", {})),
+        {"system": "MIMS"} | {k: None if v == "null" else v for k, v in values.get("model", {}).items()},
         _section(Train, values.get("train", {}), "train", source),
         tuple(values.get("augment", ())),
+        dict(values.get("tune", {})),
     )
     try:
         _known(recipe.model, ["system", *models.arguments(recipe.model["system"])], "model.", source)
@@ -312,8 +318,8 @@ def _sensible(recipe: Recipe, source: str) -> None:
             not mixing or not (train.cached_views or data.slices),
             "augment",
             mixing,
-            "without MixUp and CutMix where train.cached_views or data.slices is set: they mix whole images, not "
-            "features, nor volumes of different depth",
+            "without MixUp and CutMix where train.cached_views or data.slices is set: they mix whole images, "
+            "not features, nor volumes of different depth",
         ),
     ]
     for holds, key, value, wanted in rules:
