@@ -74,6 +74,7 @@ def _train(options) -> int:
         options.cache,
         _progress,
         save_every=options.save_every,
+        strategy=options.strategy,
     )
     print(
         f"{len(parts)} model{'s' * (len(parts) > 1)} in {options.out}. Next: medattn evaluate {options.out}"
@@ -173,19 +174,21 @@ def _compare(options) -> int:
 
 def _explain(options) -> int:
     from keras_medattn.explain import report
-    from keras_medattn.train import experiment
+    from keras_medattn.train import calibrate, experiment
 
     if bool(options.images) == bool(options.split):
         return _fail("give images, or --split test for those of the run's own data")
     parts = experiment.load(options.run_folder, options.data)
     out = options.out or options.run_folder / "explanations"
     ids = _pseudonyms(options)
-    if options.split:
-        jobs = [report.Job(part, part.manifest.split(options.split), ids=ids) for part in parts]
-    else:
-        if len(parts) > 1:
-            return _fail(f"{options.run_folder} holds {len(parts)} models: name one, say {parts[0].folder}")
-        jobs = [report.Job(parts[0], None, options.images, ids)]
+    if len(parts) > 1 and not options.split:
+        return _fail(f"{options.run_folder} holds {len(parts)} models: name one, say {parts[0].folder}")
+    jobs = []
+    for part in parts:
+        table = part.manifest.split(options.split) if options.split else None
+        own = calibrate.stored(part)
+        cut = own.threshold.value if own.threshold else None
+        jobs.append(report.Job(part, table, options.images, ids, own.temperature, cut))
     return report.explain(
         jobs,
         out,

@@ -101,6 +101,9 @@ def _train(command: Command) -> None:
         metavar="N",
         help="checkpoints each N steps within epochs, too (after each epoch)",
     )
+    one.add_argument(
+        "--strategy", choices=("mirrored",), help="mirrored: all GPUs of this machine share each batch"
+    )
     one.add_argument("--cache", type=Path, metavar="DIR", help="share cached features between runs")
 
 

@@ -26,9 +26,9 @@ if os.environ.get("KERAS_BACKEND", "tensorflow") == "tensorflow":
 @pytest.fixture(scope="session")
 def mirrored():
     """The one MirroredStrategy of the run: a second one breaks TensorFlow's collectives."""
-    import tensorflow as tf
+    from keras_medattn.train import strategy
 
-    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    return strategy.get("mirrored")
 
 
 @pytest.fixture(autouse=True)

@@ -16,6 +16,7 @@ from keras_medattn.data.readers import size_pixels
 
 Fetch = Callable[[np.ndarray, int], Any]  # rows, epoch -> their array; of volumes what `padded` answers
 Augment = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]  # images (B, H, W, C), seeds (B, 2) -> images
+Shards = tuple[int, int, int]  # the first of the parts of each batch, how many, and all that there are
 Mix = Callable[[Any, tf.Tensor, tf.Tensor], tuple[Any, tf.Tensor]]  # inputs, labels, seed (2,) -> both
 
 
@@ -215,6 +216,7 @@ def training_batches(
     augment: Augment | None = None,
     balance: bool = False,
     mix: Mix | None = None,
+    shards: Shards = (0, 1, 1),
 ) -> tf.data.Dataset:
     """Batches `(inputs, labels)` for the given steps, in an order that the seed fixes.
 
@@ -227,28 +229,32 @@ def training_batches(
         augment: maps images and a seed pair for each to images.
         balance: draw the classes equally often; see `rows_of_step`.
         mix: maps a batch, augmented, and its labels to those that are learnt; the seed is one a step.
+        shards: deliver only these parts of each batch, one after another, for the replicas that share it:
+            `np.array_split` of its examples.
     """
-    count = len(labels)
+    count, (first_part, parts, parts_of_all) = len(labels), shards
     first = fetch(np.array([0]), 0)
 
-    def batch(step):
-        epoch, rows = rows_of_step(int(step), count, batch_size, seed, labels if balance else None)
-        own = _places(int(step), count, batch_size) if balance else rows  # rows may stand twice in an epoch
+    def batch(number):
+        step, part = divmod(int(number), parts)
+        epoch, rows = rows_of_step(step, count, batch_size, seed, labels if balance else None)
+        own = _places(step, count, batch_size) if balance else rows  # rows may stand twice in an epoch
+        rows, own = (np.array_split(each, parts_of_all)[first_part + part] for each in (rows, own))
         mixed = np.random.default_rng([seed, epoch, 1]).integers(0, 2**31 - 1, count, np.int32)[own]
         seeds = np.stack([mixed, rows.astype(np.int32)], axis=1)  # (B, 2)
         return *tf.nest.flatten(fetch(rows, epoch)), seeds, labels[rows].astype(np.int64)
 
-    def load(step):
+    def load(number):
         kinds = [part.dtype for part in tf.nest.flatten(first)]
-        *parts, seeds, targets = tf.numpy_function(batch, [step], [*kinds, tf.int32, tf.int64])
+        *fetched, seeds, targets = tf.numpy_function(batch, [number], [*kinds, tf.int32, tf.int64])
         seeds.set_shape((None, 2))
         targets.set_shape((None,))
-        inputs = _shaped(first, parts)
+        inputs = _shaped(first, fetched)
         inputs = inputs if augment is None else _augmented(inputs, seeds, augment)
         return (inputs, targets) if mix is None else mix(inputs, targets, seeds[0])
 
-    steps_to_do = tf.data.Dataset.range(steps.start, steps.stop)
-    return steps_to_do.map(load, num_parallel_calls=2, deterministic=True).prefetch(2)
+    numbers = tf.data.Dataset.range(steps.start * parts, steps.stop * parts)
+    return numbers.map(load, num_parallel_calls=2, deterministic=True).prefetch(2)
 
 
 def batches(fetch: Fetch, count: int, batch_size: int) -> tf.data.Dataset:

@@ -7,14 +7,15 @@ from typing import Any
 import keras
 
 from keras_medattn.layers import AttentionSampler, RecurrentSampler
-from keras_medattn.models.patch_reading import all_at_once, boxes, one_by_one
-from keras_medattn.models.precision import at_own_precision
+from keras_medattn.models.patch_reading import all_at_once, boxes, one_by_one, unpacked
+from keras_medattn.models.precision import at_own_precision, exact
 from keras_medattn.models.sampling_networks import (
     AttentionNetwork,
     UniformAttention,
     attention_by_name,
     features_by_name,
 )
+from keras_medattn.ops.comparison import wide
 from keras_medattn.ops.patches import cell_mask, overview
 from keras_medattn.ops.sampling import (
     BASELINES,
@@ -95,8 +96,9 @@ class AttentionSampling(keras.Model):
         seed: of the draws. By default one is drawn, and kept in the configuration.
 
     Call arguments:
-        inputs: the images; or a dict of `image` and `size`, `(B, 2)` int: the rows and columns of each image
-            in a batch padded to the largest. An attention network of one's own gets a `mask` with it.
+        inputs: the images; or a dict of `image` and one of these or both: `size`, `(B, 2)` int: the rows and
+            columns of each image in a batch padded to the largest (an attention network of one's own gets a
+            `mask` with it); `examples`, `(B,)` int: the images' numbers in a batch that replicas share.
         training: in training the answer is a dict of what the loss is made of, `repeats` rows an image:
             `scores (B R, num_classes)`, `patch_scores (B R, P, num_classes)`, `log_probs (B R, P)`, `cells
             (B R, P)`, and `attention (B, h, w)`.
@@ -181,12 +183,14 @@ class AttentionSampling(keras.Model):
                     f"`attention` and `features` must be names or Keras models. Received: {network!r}"
                 )
         self.sampler: Any = (
-            RecurrentSampler(patches, 16, replacement, seed, num_classes, dtype="float32", name="sampler")
+            RecurrentSampler(patches, 16, replacement, seed, num_classes, dtype=exact(), name="sampler")
             if conditional
             else AttentionSampler(
-                patches, patch_size, replacement, stride, nms, seed, dtype="float32", name="sampler"
+                patches, patch_size, replacement, stride, nms, seed, dtype=exact(), name="sampler"
             )
         )
+
+    numbered = True  # replicas that share a batch tell it each example's number
 
     @property
     def backbones(self) -> list[keras.Model]:
@@ -250,7 +254,7 @@ class AttentionSampling(keras.Model):
             (B, P, 4)`, in pixels `(x0, y0, x1, y1)` of the input, cut to the image, `weights (B, P)`, and
             `shares (B, P)`, `a / sum a`.
         """
-        images, size = _image_and_size(inputs)
+        images, size, _ = unpacked(inputs)
         found = self._pass(inputs, first=None if draw is None else -2 - draw)
         attention, scores, cells = found["attention"], found["scores"], found["cells"]
         shares = self._shares(self._probabilities(attention, cells))
@@ -273,7 +277,7 @@ class AttentionSampling(keras.Model):
         """The compiled loss, and in training what the attention network learns from."""
         if not isinstance(y_pred, dict):
             return super().compute_loss(x, y, y_pred, sample_weight, training)
-        spread = ops.mean(_weighed(negative_entropy(y_pred["attention"]), sample_weight))
+        spread = _mean(negative_entropy(y_pred["attention"]), sample_weight)
         y, sample_weight = self._repeated(y, sample_weight)
         loss = super().compute_loss(x, y, y_pred["scores"], sample_weight, training)
         if not self.learns:
@@ -289,9 +293,10 @@ class AttentionSampling(keras.Model):
         rewards = likelihood_rewards(of, y)
         if self.conditional and self.reward == "patch":
             logs = ops.cumsum(logs, axis=1)  # a patch's reward is owed to all draws up to its own
-        return loss + reinforce_surrogate(
+        surrogate = reinforce_surrogate(
             logs, rewards, self.baseline, self.repeats, self.conditional or self.sampler.replacement
         )
+        return loss + _mean(ops.reshape(surrogate, (1,)))
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         if isinstance(y_pred, dict):
@@ -306,7 +311,7 @@ class AttentionSampling(keras.Model):
 
         The cells are drawn in training; by the numbers `first`, `first - 1`, ...; or chosen.
         """
-        images, size = _image_and_size(inputs)
+        images, size, examples = unpacked(inputs)
         view, named = overview(images, self.stride, size), {}
         if size is not None:
             named["mask"] = cell_mask(size, ops.shape(view)[1:3], ops.shape(images)[1:3], self.stride)
@@ -316,7 +321,11 @@ class AttentionSampling(keras.Model):
                 "`attention` must answer a number for each cell of the overview. Received: "
                 f"overview {tuple(view.shape)}, answer {tuple(attention.shape)}"
             )
-        calls: list[dict[str, Any]] = [{"training": True}] * rows if training else [{}]
+        if self.conditional and examples is not None:  # of each row
+            examples = ops.expand_dims(examples * rows, 1) + ops.arange(rows, dtype=examples.dtype)
+            examples = ops.reshape(examples, (-1,))
+        drawn_by = {"training": True} if examples is None else {"training": True, "examples": examples}
+        calls: list[dict[str, Any]] = [drawn_by] * rows if training else [{}]
         if first is not None:
             calls = [{"draw": first - row} for row in range(rows)]
         elif not training and isinstance(self.attention, UniformAttention):
@@ -350,7 +359,7 @@ class AttentionSampling(keras.Model):
 
     def _score(self, patches: Any, training: bool) -> Any:
         """Class scores `(M, N)` of patches `(M, s, s, C)` in 0..255."""
-        return self.temperature * ops.cast(self.features(patches / 255, training=training), "float32")
+        return self.temperature * wide(self.features(patches / 255, training=training))
 
     def _fuse(self, scores: Any, probabilities: Any, drawn: bool) -> Any:
         """Class scores of rows `(B R, N)` from those of their patches `(B R, P, N)`."""
@@ -405,8 +414,15 @@ class AttentionSampling(keras.Model):
         return cls(**config)
 
 
-def _image_and_size(inputs: Any) -> tuple[Any, Any]:
-    return (inputs["image"], inputs["size"]) if isinstance(inputs, dict) else (inputs, None)
+class MeanOfTerms(keras.losses.Loss):
+    """Keras's own mean of terms over a batch: a share of it where replicas add theirs up."""
+
+    def call(self, y_true, y_pred):
+        return y_pred
+
+
+def _mean(terms: Any, weight: Any = None) -> Any:
+    return MeanOfTerms()(0.0, terms, weight)
 
 
 def _weighed(terms: Any, weight: Any) -> Any:

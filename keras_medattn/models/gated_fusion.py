@@ -203,11 +203,15 @@ class GatedFusion(keras.Model):
             found[name] = ops.take_along_axis(values, order, axis=1)
         return found
 
+    @property
+    def callbacks(self) -> list[keras.callbacks.Callback]:
+        """What a training loop must call before its own callbacks: the schedule of lambda."""
+        return [LossBalance(*self.schedule)] if self.schedule else []
+
     def fit(self, *args, callbacks=None, **kwargs):
         """As of any Keras model, with the schedule of lambda."""
         given = callbacks if isinstance(callbacks, (list, tuple)) else [callbacks] if callbacks else []
-        balance = [LossBalance(*self.schedule)] if self.schedule else []
-        return super().fit(*args, callbacks=[*balance, *given], **kwargs)
+        return super().fit(*args, callbacks=[*self.callbacks, *given], **kwargs)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         """Equation 3 in training, and in evaluation the loss of the answer."""

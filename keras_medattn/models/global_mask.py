@@ -318,7 +318,7 @@ class GlobalMask(keras.Model):
     def _maps(self, images: Any, mask: Any, training: bool | None) -> Any:
         if mask is not None:
             centre = 0.0 if self.raw else 255 * _MEAN  # where a standardised pixel is 0
-            images = centre + mask * (ops.cast(images, "float32") - centre)
+            images = centre + mask * (ops.cast(images, mask.dtype) - centre)
         return self.backbone(images, training=training)
 
     def get_config(self):

@@ -18,6 +18,13 @@ ops: Any = keras.ops  # a type checker would infer its types from one backend
 Score = Callable[[Any], Any]  # patches (M, s, s, C) -> scores (M, N)
 
 
+def unpacked(inputs: Any) -> tuple[Any, Any, Any]:
+    """The images of a batch, and where it is a dict their sizes and numbers; else None."""
+    if not isinstance(inputs, dict):
+        return inputs, None, None
+    return inputs["image"], inputs.get("size"), inputs.get("examples")
+
+
 def all_at_once(
     sampler: AttentionSampler,
     score: Score,

@@ -49,7 +49,7 @@ def sample_cells(attention: Any, patches: int, replacement: bool, keys: Any) -> 
     if not replacement:
         flat = ops.reshape(attention, (batch, height * width))
         exponential = -ops.log1p(-uniform(keys, height * width))
-        scores = ops.log(ops.maximum(flat, FLOOR)) - ops.log(exponential)
+        scores = ops.log(ops.maximum(flat, FLOOR)) - ops.log(ops.cast(exponential, flat.dtype))
         return ops.top_k(ops.where(flat > 0, scores, -1e30), patches)[1]
     return cells_at(attention, ops.reshape(uniform(keys, 2 * patches), (batch, 2, patches)))
 

@@ -187,7 +187,7 @@ def advantages(rewards: Any, baseline: str = "leave_one_out", repeats: int = 1) 
     - `"leave_one_out"`: `r - b` with b the mean reward of the image's other repeats. It takes the image's
       difficulty off and is without bias, for b does not depend on the draw. At 1 repeat: `"batch_mean"`.
     - `"batch_mean"`: `r - mean(r)` over the n rewards of the batch. The own reward is among them, so that the
-      gradient shrinks by `1 - 1/n`.
+      gradient shrinks by `1 - 1/n`. Of several replicas, it is the batch of all.
     - `"z_score"`: `(r - mean(r)) / sd(r)`, standardised; it changes the length of the gradient, too.
 
     Args:
@@ -217,9 +217,9 @@ def advantages(rewards: Any, baseline: str = "leave_one_out", repeats: int = 1) 
         means = ops.mean(means, axis=2) if len(rewards.shape) == 2 else means  # (B / R, R)
         others = (ops.sum(means, axis=1, keepdims=True) - means) / (repeats - 1)
         return rewards - ops.reshape(others, (-1, *[1] * (len(rewards.shape) - 1)))
-    centred = rewards - ops.mean(rewards)
+    centred = rewards - _batch_mean(rewards)
     if baseline == "z_score":
-        return centred / (ops.std(rewards) + keras.config.epsilon())
+        return centred / (ops.sqrt(_batch_mean(ops.square(centred))) + keras.config.epsilon())
     return centred
 
 
@@ -242,3 +242,9 @@ def negative_entropy(attention: Any) -> Any:
     """
     attention = as_map(attention)
     return ops.sum(attention * ops.log(ops.maximum(attention, FLOOR)), axis=(1, 2))
+
+
+def _batch_mean(values: Any) -> Any:
+    """The mean over the batch, in a replica's context over that of all replicas, by Keras's own means."""
+    everywhere = keras.backend.backend() == "tensorflow"  # the others have no such context
+    return ops.moments(values, tuple(range(len(values.shape))), synchronized=everywhere)[0]

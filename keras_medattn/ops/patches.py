@@ -259,7 +259,7 @@ def _pool_bands(image: Any, stride: int) -> Any:
     cells = ops.reshape(cells, (batch, bands * each, columns, channels))
     index = ops.arange(rows, dtype="int32")
     overlap = ops.where(index // each == bands - 1, bands * each - rows, 0)
-    return ops.take(cells, index + overlap, axis=1)
+    return ops.take(cells, index + ops.cast(overlap, "int32"), axis=1)
 
 
 def _at_least(number: Any, least: int) -> Any:
@@ -273,6 +273,6 @@ def _cell_side(cells: Any, pixels: Any, stride: int | None) -> tuple[Any, Any]:
 
 def _reflect(places: Any, length: Any) -> Any:
     """Places on an endless axis, counted back and forth on one of `length` pixels."""
-    last = ops.maximum(length - 1, 0)
-    turned = ops.absolute(places) % ops.maximum(2 * last, 1)
+    last = ops.cast(ops.maximum(length - 1, 0), places.dtype)
+    turned = ops.absolute(places) % ops.cast(ops.maximum(2 * last, 1), places.dtype)
     return ops.minimum(turned, 2 * last - turned)

@@ -8,6 +8,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -65,8 +66,12 @@ def train(
     progress: inputs.Progress = lambda items, *_: items,
     write: Callable[[str], None] = print,
     save_every: int = 0,
+    strategy: str | None = None,
 ) -> list[Part]:
     """Train a recipe into a new run folder.
+
+    Where `TF_CONFIG` names several workers, each calls this with the same arguments, and they train together:
+    every step's batch is shared by all their devices. The chief alone writes and prints.
 
     The folder holds `run.json` (recipe, data, seeds, folds, versions, git commit, and the seconds and the
     memory that its finished models took), and for each model a folder with `split.csv`, `history.csv` and
@@ -88,12 +93,16 @@ def train(
         write: prints a line.
         save_every: steps between two checkpoints within epochs, which may differ after a resume; 0: after
             each epoch alone.
+        strategy: `"mirrored"`: all GPUs of this machine share each batch; None: one device.
 
     Raises:
+        ConnectionError: another worker has stopped.
+        StrategyError: `strategy` or `TF_CONFIG` cannot be used.
         RunError: the folder exists, holds another run, or cannot be written.
         FloatingPointError, OSError: a loss that is not finite, a full disk: the last checkpoint is kept.
         ManifestError, ImageError, RecipeError: name what is wrong in the data or the recipe.
     """
+    from keras_medattn.train import strategy as strategies
     from keras_medattn.train import trainer
 
     out = Path(out)
@@ -101,28 +110,42 @@ def train(
     if folds == 1 or folds < 0:
         raise RunError(f"folds must be 0, or 2 and more. Received: {folds}")
     began = time.monotonic()
-    _check_folder(out, resume)
-    with _removed_on_failure(out, unless=resume):
-        manifest = table(recipe, data, Path(cache) if cache else out / "data", progress)
+    where = Path(cache) if cache else out / "cache"
+    together, chief = strategies.get(strategy), strategies.chief()
+    if not chief:
+        progress, write = lambda items, *_: items, lambda line: None
+    with strategies.lost_workers_told(), _removed_on_failure(out, unless=resume or not chief):
+        if chief or resume:
+            _check_folder(out, resume)
+        if chief:
+            _make(out)
+        with strategies.chief_first():
+            manifest = table(recipe, data, Path(cache) if cache else out / "data", progress)
         made = list(_plan(recipe, manifest, out, folds, seeds))
         _check_headers(recipe, manifest)
         about = _about(recipe, manifest, data, out, folds, seeds)
         about = _stored_about(out, about) if resume else about
         trainer.build(recipe, len(manifest.class_names))  # what is wrong with the model shows here
-        images = inputs.images(recipe, manifest, progress, Path(cache) if cache else out / "cache")
-        out.mkdir(parents=True, exist_ok=True)
-        write_json(about, out / "run.json")
+        with strategies.chief_first():
+            images = inputs.images(recipe, manifest, progress, where)
+        if chief:
+            write_json(about, out / "run.json")
+    if together:
+        write(f"{together.num_replicas_in_sync} replicas on {strategies.workers()[1]} machines")
     for part in made:
-        part.folder.mkdir(exist_ok=True)
-        splits.write(part.manifest, part.folder / "split.csv")
+        if chief:
+            part.folder.mkdir(exist_ok=True)
+            splits.write(part.manifest, part.folder / "split.csv")
         name = f"{part.folder.name}  " if part.folder != out else ""
-        where = Path(cache) if cache else out / "cache"
-        trainer.fit(part.recipe, part.manifest, images, part.folder, where, progress, write, name, save_every)
+        settings = part.recipe, part.manifest, images, part.folder, where
+        with strategies.lost_workers_told():
+            trainer.fit(*settings, progress, write, name, save_every, together)
         spent = {
             "seconds": about["seconds"] + round(time.monotonic() - began, 1),
             "peak_memory_gb": max(about["peak_memory_gb"], peak_memory_gb()),
         }
-        write_json(about | spent, out / "run.json")
+        if chief:
+            write_json(about | spent, out / "run.json")
     return made
 
 
@@ -230,9 +253,20 @@ def _check_folder(out: Path, resume: bool) -> None:
         raise RunError(f"{out}: there is no run to resume (no run.json)")
 
 
+def _make(out: Path) -> None:
+    """Make the run folder, and see that files can be written in it, before time is spent."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise RunError(f"{out}: cannot be written ({error.strerror}). Choose another --out") from error
+
+
 @contextmanager
 def _removed_on_failure(out: Path, unless: bool) -> Iterator[None]:
-    """Leave no folder behind where what comes before training fails."""
+    """Leave no folder behind where what comes before training fails; one that was there stays."""
+    unless = unless or out.exists()
     try:
         yield
     except BaseException:

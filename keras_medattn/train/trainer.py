@@ -16,7 +16,8 @@ from keras_medattn import models
 from keras_medattn.data import augment, pipeline
 from keras_medattn.data.manifest import Manifest
 from keras_medattn.models.precision import precision
-from keras_medattn.train import inputs
+from keras_medattn.train import inputs, loop
+from keras_medattn.train import strategy as strategies
 from keras_medattn.train.callbacks import Line, Validate, Watch
 from keras_medattn.train.checkpoint import Keeper
 from keras_medattn.train.fitted import backbones_of, fitted_itself, fitted_part, freeze, parts, saver
@@ -69,8 +70,8 @@ def _check(recipe: Recipe, model: keras.Model) -> None:
     moving = sorted({str(one["layer"]) for one in recipe.augment} & (augment.MOVING | augment.MIXING))
     if moving and getattr(model, "aligned", False):
         raise RecipeError(
-            f"augment: {', '.join(moving)} must be left out: {name} has a mask, made from the training images "
-            f"as they lie on each other, under which they may be neither moved nor mixed. Received: {moving}"
+            f"augment: {', '.join(moving)} must be left out: {name} has a mask, made of images as they lie "
+            f"on each other, under which they may be neither moved nor mixed. Received: {moving}"
         )
     if not train.cached_views:
         return
@@ -98,6 +99,7 @@ def fit(
     write: Callable[[str], None],
     name: str = "",
     save_every: int = 0,
+    strategy: tf.distribute.Strategy | None = None,
 ) -> None:
     """Train one model on the manifest's `train` side and keep its best epoch in `folder/best.keras`.
 
@@ -113,6 +115,7 @@ def fit(
         write: prints a line.
         name: begins each line.
         save_every: steps between two checkpoints within epochs; 0: after each epoch alone.
+        strategy: from `strategy.get`; None: one device.
     """
     train, val, test = (
         [i for i, side in enumerate(manifest.splits or ()) if side == want]
@@ -120,7 +123,10 @@ def fit(
     )
     settings, size = recipe.train, recipe.data.image_size
     seen = pipeline.batches(_subset(images, train), len(train), settings.batch_size).as_numpy_iterator()
-    model = build(recipe, len(manifest.class_names), seen)
+    if strategy:
+        loop.check(strategy, recipe, len(train))
+    with strategies.scope(strategy):
+        model = build(recipe, len(manifest.class_names), seen)
     slices = recipe.data.slices
     drawn = pipeline.drawn_slices(images, slices, settings.seed) if slices else images
     feed, stem, rest, settled = Feed(drawn, images, augment.augmenter(recipe.augment)), None, None, None
@@ -128,22 +134,27 @@ def fit(
         settled = getattr(model, "settled_epoch", None)
     if settings.cached_views and settled is None:
         stem, rest = parts(model, settings.frozen_stride)
-        views = inputs.cached_features(stem, images, len(manifest), recipe, cache, progress)
+        with strategies.chief_first():
+            views = inputs.cached_features(stem, images, len(manifest), recipe, cache, progress)
         drawn = inputs.one_view_an_epoch(views, settings.seed)
         feed = Feed(drawn, inputs.one_view_an_epoch(views[:1], 0), None)
     fitted = model if slices else fitted_part(model, stem, rest, size)
     steps = pipeline.steps_an_epoch(len(train), settings.batch_size)
-    penalise(fitted, settings.l2)
-    fitted.compile(
-        optimizer(settings, model, steps),
-        keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=settings.label_smoothing),
-        jit_compile=False,  # type: ignore[arg-type]
-    )
-    fitted.optimizer.build(fitted.trainable_variables)
+    with strategies.scope(strategy):
+        penalise(fitted, settings.l2)
+        fitted.compile(
+            optimizer(settings, model, steps),
+            keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=settings.label_smoothing),
+            jit_compile=False,  # type: ignore[arg-type]
+        )
+        fitted.optimizer.build(fitted.trainable_variables)
     ready = getattr(model, "ready_epoch", 0)
-    keeper = Keeper(saver(model, fitted, size), folder, settings, steps, ready, save_every)
+    chief = strategies.chief()
+    keeper = Keeper(saver(model, fitted, size), folder, settings, steps, ready, save_every, chief)
     keeper.set_model(fitted)
     start = keeper.restore()
+    if strategies.mean(start) != start:
+        raise ValueError(f"{folder}: not the same on all workers. Put the run where all of them see it")
 
     labels, classes = manifest.labels, len(manifest.class_names)
     forward = tf.function(lambda x: fitted(x, training=False), reduce_retracing=True)
@@ -159,33 +170,44 @@ def fit(
         if part.start >= turn * steps:
             maps = _settled(model, images, len(manifest), progress, name)
             feed = Feed(maps, maps, None)
-        data = pipeline.training_batches(
-            _subset(feed.drawn, train),
-            labels[train],
-            settings.batch_size,
-            settings.seed,
-            part,
-            feed.change,
-            settings.balance,
-            augment.mixer(recipe.augment, classes),
-        )
-        if settings.class_weights:  # of mixed labels, by their shares
+
+        def batches(shards: pipeline.Shards = (0, 1, 1), feed=feed, part=part) -> tf.data.Dataset:
+            data = pipeline.training_batches(
+                _subset(feed.drawn, train),
+                labels[train],
+                settings.batch_size,
+                settings.seed,
+                part,
+                feed.change,
+                settings.balance,
+                augment.mixer(recipe.augment, classes),
+                shards,
+            )
+            if not settings.class_weights:
+                return data
             weights = tf.constant(_class_weights(labels[train], classes), tf.float32)
-            data = data.map(lambda x, y, weights=weights: (x, y, tf.linalg.matvec(y, weights)))
+            return data.map(lambda x, y: (x, y, tf.linalg.matvec(y, weights)))  # of mixed labels, by shares
+
+        epochs, some = range(part.start // steps, part.stop // steps), min(len(part), steps)
+        calls = [watch(Validate, val), keeper]
+        if settings.watch_test and test:
+            calls.insert(1, watch(Watch, test))
+        if chief:
+            logs = keras.callbacks.TensorBoard(
+                str(folder / "tensorboard"), write_graph=False, profile_batch=0
+            )
+            calls += [Line(keeper, settings.epochs, name, write), logs]
+        if strategy:
+            loop.fit(fitted, batches, epochs, some, calls)
+            continue
         fitted.fit(
-            data,
-            initial_epoch=part.start // steps,
-            epochs=part.stop // steps,
-            steps_per_epoch=min(len(part), steps),
+            batches(),
+            initial_epoch=epochs.start,
+            epochs=epochs.stop,
+            steps_per_epoch=some,
             shuffle=False,  # the batches come in their own order
             verbose=0,  # type: ignore[arg-type]
-            callbacks=[
-                watch(Validate, val),
-                *([watch(Watch, test)] if settings.watch_test and test else []),
-                keeper,
-                Line(keeper, settings.epochs, name, write),
-                keras.callbacks.TensorBoard(str(folder / "tensorboard"), write_graph=False, profile_batch=0),
-            ],
+            callbacks=calls,
         )
 
 
