@@ -42,7 +42,7 @@ def fit(
     walk = model._flatten_layers()  # Keras offers no public one through all layers
     norms = [layer for layer in walk if isinstance(layer, keras.layers.BatchNormalization)]
 
-    @tf.function
+    @tf.function(autograph=False)
     def step(data: Any) -> dict[str, Any]:
         for on in (True, False):  # the statistics of the whole batch; a saved model knows nothing of it
             for layer in norms:
