@@ -62,8 +62,9 @@ def _check(options) -> int:
 
 
 def _train(options) -> int:
-    from keras_medattn.train import experiment, recipe
+    from keras_medattn.train import experiment, recipe, strategy
 
+    strategy.get(options.strategy)  # before TensorFlow runs anything
     parts = experiment.train(
         recipe.load(options.recipe, options.set),
         options.data,
@@ -75,6 +76,7 @@ def _train(options) -> int:
         _progress,
         save_every=options.save_every,
         strategy=options.strategy,
+        log=options.log,
     )
     print(
         f"{len(parts)} model{'s' * (len(parts) > 1)} in {options.out}. Next: medattn evaluate {options.out}"

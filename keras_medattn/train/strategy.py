@@ -21,7 +21,7 @@ def get(name: str | None = None) -> tf.distribute.Strategy | None:
     """The strategy of a name; of several machines where `TF_CONFIG` names them; None for one device.
 
     A process has one: a second one would break TensorFlow's collectives. With `TF_CONFIG` it must be asked
-    for before TensorFlow runs anything.
+    for before TensorFlow runs anything, which reading a recipe does.
 
     Args:
         name: `"mirrored"`, all GPUs of this machine, or its logical CPUs where it has none; or None.
@@ -121,5 +121,6 @@ def _of_machines() -> tf.distribute.Strategy:
         return tf.distribute.MultiWorkerMirroredStrategy()
     except RuntimeError as error:
         raise StrategyError(
-            f"the workers of TF_CONFIG must be set up before TensorFlow runs anything ({error})"
+            "the workers of TF_CONFIG must be set up before TensorFlow runs anything: call "
+            f"keras_medattn.train.strategy.get() first, before a recipe is read ({error})"
         ) from error
