@@ -1,97 +1,154 @@
-"""A served request beside a direct call of the same SavedModel signature with the same bytes.
+"""Requests to the local server beside direct calls of the same SavedModel signature with the same bytes.
 
-    python benchmarks/serving.py saved_models/NAME IMAGE [--signature explain] [--requests 300]
+    python benchmarks/serving.py [saved_models/NAME [IMAGE]]       # about 4 minutes
 
-The three take turns, so that whatever slows the machine slows all of them: the direct call; one Predict
-through TensorFlow Serving's stubs, from bytes to arrays; and `Client.predict`, which checks the header too.
-Run it on an idle machine.
+The two take turns, so that whatever slows the machine slows both; with several clients there are as many
+threads that call the signature directly. A request goes through TensorFlow Serving's stubs, from bytes to
+arrays. Without a model it is an untrained MIMS on MobileNetV3-Small at 224 pixels, which answers so soon that
+a server shows; without an image a JPEG of 640 x 480 of noise on a ramp. Run it on an idle machine; the last
+column, the processor's time of server and client over that of the direct call, tells something on a busy one.
 """
 
 import argparse
+import contextlib
+import os
 import subprocess
 import sys
+import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import tensorflow as tf
+from measure import table
 
-from keras_medattn.serve import Client
 from keras_medattn.serve.protos import grpc, predict_pb2, prediction_service_pb2_grpc, string_tensor, to_array
 
+Call = Callable[[], dict[str, np.ndarray]]
 SERVE = (
     "import sys; from keras_medattn.serve import serve; sys.exit(serve(sys.argv[1], port=int(sys.argv[2])))"
 )
+LIMIT = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
 
 
-def start_server(folder: Path) -> tuple[subprocess.Popen, str]:
-    """Starts a server process on a free port, and waits until it serves."""
+@contextlib.contextmanager
+def server(folder: Path) -> Iterator[tuple[str, int]]:
+    """HOST:PORT of a server process, once it serves, and the process's number."""
     process = subprocess.Popen(
         [sys.executable, "-c", SERVE, str(folder), "0"], stderr=subprocess.PIPE, text=True
     )
     assert process.stderr
     for line in process.stderr:
         if " serving " in line:
-            return process, line.split()[-1]
-    raise SystemExit("The server did not start: run `medattn serve` on the folder to see why.")
+            break
+    else:
+        raise SystemExit("The server did not start: run `medattn serve` on the folder to see why.")
+    try:
+        yield line.split()[-1], process.pid
+    finally:
+        process.terminate()
+        process.wait(60)
 
 
-def measure(calls: dict[str, Callable[[], object]], turns: int, warm: int = 20) -> dict[str, np.ndarray]:
-    """Answers each call's times in milliseconds; the calls take turns."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(warm + turns):
-        for name, call in calls.items():
-            began = time.perf_counter()
+def small_model(folder: Path) -> Path:
+    """Exports an untrained model."""
+    from keras_medattn.data.headers import MAX_PIXELS
+    from keras_medattn.export import parity, saved_model
+    from keras_medattn.models import MIMS, backbones
+
+    model = MIMS(2, backbones.backbone("mobilenet_v3_small", 32, None), 64, kernels=((1, 3), (2, 4)), k=3)
+    model.build((None, 224, 224, 3))
+    data = SimpleNamespace(image_size=(224, 224), window=(), max_pixels=MAX_PIXELS, slices=(), central=0)
+    samples = parity.pictures(folder / "samples", False).take([0])
+    saved_model.export(model, SimpleNamespace(data=data), ("a", "b"), folder / "models" / "small", samples)
+    return folder / "models" / "small"
+
+
+def picture() -> bytes:
+    noise = np.random.default_rng(0).integers(0, 60, (480, 640, 3)) + np.linspace(0, 190, 640)[:, None]
+    return tf.io.encode_jpeg(noise.astype("uint8")).numpy()
+
+
+def processor(pid: int) -> float:
+    """Milliseconds of processor that a process and this one have used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return 1e3 * (sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK") + time.process_time())
+
+
+def timed(call: Call, clients: int, seconds: float, pid: int) -> np.ndarray:
+    """Of the calls of so many threads: p50 and p99 in ms, calls a second, processor's ms of a call."""
+    times: list[float] = []
+    end = time.perf_counter() + seconds
+
+    def client() -> None:
+        while (began := time.perf_counter()) < end:
             call()
-            if turn >= warm:
-                times[name].append(1000 * (time.perf_counter() - began))
-    return {name: np.array(values) for name, values in times.items()}
+            times.append(1e3 * (time.perf_counter() - began))
+
+    threads = [threading.Thread(target=client) for _ in range(clients)]
+    began, used = time.perf_counter(), processor(pid)
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    rate = len(times) / (time.perf_counter() - began)
+    return np.array([*np.percentile(times, [50, 99]), rate, (processor(pid) - used) / len(times)])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("model", type=Path, help="an exported model: saved_models/NAME")
-    parser.add_argument("image", type=Path, help="a JPEG, PNG or BMP file")
+    parser.add_argument("model", type=Path, nargs="?", help="an exported model: saved_models/NAME")
+    parser.add_argument("image", type=Path, nargs="?", help="a JPEG, PNG or BMP file")
     parser.add_argument("--signature", default="serving_default")
-    parser.add_argument("--requests", type=int, default=300)
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 32])
+    parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 16])
+    parser.add_argument("--turns", type=int, default=5, help="of each, for a row of the table")
+    parser.add_argument("--seconds", type=float, default=1.5, help="of a turn")
     args = parser.parse_args()
 
-    data = args.image.read_bytes()
-    version = max((p for p in args.model.iterdir() if p.name.isdigit()), key=lambda p: int(p.name))
-    model = tf.saved_model.load(str(version))
-    signature = model.signatures[args.signature]
-    process, target = start_server(args.model.resolve().parent)
-    try:
-        client = Client(target, args.model.resolve().name)
-        stub = prediction_service_pb2_grpc.PredictionServiceStub(grpc.insecure_channel(target))
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        model = (args.model or small_model(folder)).resolve()
+        image = args.image.read_bytes() if args.image else picture()
+        version = max((p for p in model.iterdir() if p.name.isdigit()), key=lambda p: int(p.name))
+        loaded = tf.saved_model.load(str(version))
+        target, pid = stack.enter_context(server(model.parent))
+        stub = prediction_service_pb2_grpc.PredictionServiceStub(grpc.insecure_channel(target, LIMIT))
+        rows = []
+        for batch in args.batches:
+            images = [image] * batch
 
-        def direct() -> dict[str, np.ndarray]:
-            return {name: out.numpy() for name, out in signature(image_bytes=tf.constant([data])).items()}
+            def direct(images: list[bytes] = images) -> dict[str, np.ndarray]:
+                answers = loaded.signatures[args.signature](image_bytes=tf.constant(images))
+                return {name: out.numpy() for name, out in answers.items()}
 
-        def served() -> dict[str, np.ndarray]:
-            request = predict_pb2.PredictRequest()
-            request.model_spec.name = client.model
-            request.model_spec.signature_name = args.signature
-            request.inputs["image_bytes"].CopyFrom(string_tensor([data]))
-            return {name: to_array(proto) for name, proto in stub.Predict(request).outputs.items()}
+            def served(images: list[bytes] = images) -> dict[str, np.ndarray]:
+                request = predict_pb2.PredictRequest()
+                request.model_spec.name = model.name
+                request.model_spec.signature_name = args.signature
+                request.inputs["image_bytes"].CopyFrom(string_tensor(images))
+                return {name: to_array(proto) for name, proto in stub.Predict(request).outputs.items()}
 
-        difference = np.abs(direct()["probabilities"] - served()["probabilities"]).max()
-        calls = {"direct": direct, "gRPC": served, "Client": lambda: client.predict([data], args.signature)}
-        times = measure(calls, args.requests)
-    finally:
-        process.terminate()
-    assert process.wait(30) == 0
-
-    print(f"{args.model.name}, {args.signature}, {len(data):,} bytes, {args.requests} turns, batch 1")
-    print(f"largest difference in probabilities: {difference:.1e}")
-    print(f"{'':8}{'p50 ms':>9}{'p99 ms':>9}{'p50 ratio':>11}{'p99 ratio':>11}")
-    base = np.percentile(times["direct"], [50, 99])
-    for name, values in times.items():
-        row = np.percentile(values, [50, 99])
-        print(f"{name:8}{row[0]:9.2f}{row[1]:9.2f}{row[0] / base[0]:11.3f}{row[1] / base[1]:11.3f}")
+            np.testing.assert_allclose(served()["probabilities"], direct()["probabilities"], atol=1e-6)
+            for clients in args.clients:
+                turns = np.array(
+                    [
+                        [timed(call, clients, args.seconds, pid) for call in (direct, served)]
+                        for _ in range(args.turns + 1)
+                    ]
+                )[1:]  # the first turn warms up
+                (p50, p99, *_), (own50, own99, *_) = np.median(turns, axis=0)
+                ratios = np.median(turns[:, 1] / turns[:, 0], axis=0)
+                name = f"batch {batch}, {clients} client{'s' * (clients > 1)}"
+                rows.append([name, p50, p99, own50, own99, ratios[0], ratios[2], ratios[3]])
+    columns = ["", "direct p50 ms", "p99", "served p50 ms", "p99", "p50 ratio", "rate ratio", "CPU ratio"]
+    title = f"{model.name}, {args.signature}, {len(image):,} bytes an image, {args.turns} turns"
+    table(title, columns, rows)
 
 
 if __name__ == "__main__":

@@ -189,6 +189,9 @@ def _array(name: str, proto: Any, spec: tf.TensorSpec) -> np.ndarray:
             f'input "{name}" of shape {shape} needs {size} values. Received: {len(proto.string_val)}'
         )
     try:
+        if proto.tensor_content and spec.dtype != tf.string:
+            # make_ndarray would copy it.
+            return np.frombuffer(proto.tensor_content, spec.dtype.as_numpy_dtype).reshape(shape)
         return tf.make_ndarray(proto)
     except (ValueError, TypeError) as error:
         raise invalid(f'input "{name}": the content does not fit shape {shape} ({error})') from error
