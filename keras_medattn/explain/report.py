@@ -30,11 +30,11 @@ class Finding:
     Attributes:
         path: the image.
         probabilities: `(C,)`.
-        predicted: the class of the highest score.
+        predicted: the class that is answered: the most probable, or by the threshold.
         argued: `(h, w)` contributions of the primary maps' cells to that class; or the model's own attention.
         size: height and width of the image in pixels.
         boxes: `(K, 4)` in its pixels, those that weigh most first; empty where the model has none, or where
-            something else than evidence for the predicted class was asked for.
+            something else than evidence for the most probable class was asked for.
         weights: `(K,)` contributions of the boxes to the class's score.
         named: what the model's `explain` names of this image.
         side: the longest side at which it is drawn.
@@ -78,12 +78,17 @@ class Finding:
 
 @dataclass(frozen=True)
 class Job:
-    """Images for one model to explain: a table with labels, or plain files; `ids` stand for their names."""
+    """Images for one model to explain: a table with labels, or plain files.
+
+    `ids` stand for their names; `temperature` and `threshold` are those of the model's calibration.
+    """
 
     part: Any
     table: Manifest | None
     images: Sequence[Path] = ()
     ids: Pseudonyms | None = None
+    temperature: float = 1.0
+    threshold: float | None = None
 
     @property
     def paths(self) -> list[Path]:
@@ -145,7 +150,8 @@ def explain(
     for job in jobs:
         model = job.part.model()
         draws = figures.monte_carlo(model)
-        looked = findings(model, job.part.recipe, job.paths, index, side, sign)
+        settings = (index, side, sign, job.temperature, job.threshold)
+        looked = findings(model, job.part.recipe, job.paths, *settings)
         for one, alias in zip(progress(looked, len(job.paths), "explaining"), job.aliases, strict=True):
             one = replace(one, alias=alias)
             if len(records) < most:
@@ -174,6 +180,8 @@ def findings(
     class_index: int | None = None,
     side: int = overlays.SIDE,
     sign: int = 1,
+    temperature: float = 1.0,
+    threshold: float | None = None,
 ) -> Iterable[Finding]:
     """Explain images one after another.
 
@@ -184,26 +192,33 @@ def findings(
         class_index: the class to argue for; by default the predicted one of each image.
         side: see `Finding`.
         sign: -1 shows what argues against the class.
+        temperature: divides the scores before the softmax.
+        threshold: of two classes, the probability from which the second is predicted; None: the likelier is.
     """
     settings = recipe.data
 
     @tf.function(reduce_retracing=True)
     def look(images, classes):
-        return heatmaps.evidence(model, images, classes if class_index is not None else None, sign)
+        return heatmaps.evidence(model, images, classes, sign)
 
-    classes = tf.constant([class_index or 0], tf.int64)
     for path in paths:
         original = readers.read(path, settings.window or None, settings.max_pixels)
         sized = pipeline.size_pixels(original, settings.image_size)
-        named = look(tf.constant(sized[None]), classes)
+        images = tf.constant(sized[None])
+        named = look(images, None if class_index is None else tf.constant([class_index], tf.int64))
+        probabilities = tf.nn.softmax(named["scores"][0] / temperature).numpy()
+        top = int(probabilities.argmax())
+        predicted = top if threshold is None else int(probabilities[1] >= threshold)
+        wanted = predicted if class_index is None else class_index
+        if class_index is None and predicted != top:  # answered is not what the evidence argues for
+            named = look(images, tf.constant([predicted], tf.int64))
         named = {key: value.numpy()[0] for key, value in named.items() if not isinstance(value, list)}
-        predicted = int(named["scores"].argmax())
         boxes, weights = named.get("boxes", np.zeros((0, 4))), named.get("weights", np.zeros(0))
-        # a slot without an instance is no box; and boxes argue for the predicted class, and for no other
-        real = (boxes[:, 2:] > boxes[:, :2]).all(axis=1) & (class_index in (None, predicted) and sign > 0)
+        # a slot without an instance is no box; and boxes argue for the most probable class, and for no other
+        real = (boxes[:, 2:] > boxes[:, :2]).all(axis=1) & (wanted == top and sign > 0)
         yield Finding(
             Path(path),
-            tf.nn.softmax(named["scores"]).numpy(),
+            probabilities,
             predicted,
             named["contributions"],
             (int(original.shape[0]), int(original.shape[1])),

@@ -31,11 +31,11 @@ class Stack:
         pixels: its slices that the model reads, uint8 `(S, H, W, 3)`.
         first: the number of the first of them in the volume, from 0.
         probabilities: `(C,)`.
-        predicted: the class of the highest score.
+        predicted: the class that is answered: the most probable, or by the threshold.
         by_slice: `(S, C)` probabilities of each slice alone.
         argued: for each slice that argues for the class, the most convinced first, `(h, w)` contributions.
         boxes: `(K, 4)` in pixels of the slices, those that weigh most first; empty where the model has none,
-            or where something else than evidence for the predicted class was asked for.
+            or where something else than evidence for the most probable class was asked for.
         slices: `(K,)` the slice that each box lies on, an index of `pixels`.
         alias: what is written in place of the volume's name; empty: its name.
     """
@@ -81,7 +81,8 @@ def explain(
     records, panels = [], []
     out.mkdir(parents=True, exist_ok=True)
     for job in jobs:
-        looked = stacks(job.part.model(), job.part.recipe, job.paths, index, sign)
+        settings = (index, sign, job.temperature, job.threshold)
+        looked = stacks(job.part.model(), job.part.recipe, job.paths, *settings)
         for one, alias in zip(progress(looked, len(job.paths), "explaining"), job.aliases, strict=True):
             one = replace(one, alias=alias)
             if len(records) < (paths if most is None else most):
@@ -99,7 +100,13 @@ def explain(
 
 
 def stacks(
-    model: Any, recipe: Any, paths: Iterable[Path], class_index: int | None = None, sign: int = 1
+    model: Any,
+    recipe: Any,
+    paths: Iterable[Path],
+    class_index: int | None = None,
+    sign: int = 1,
+    temperature: float = 1.0,
+    threshold: float | None = None,
 ) -> Iterable[Stack]:
     """Explain volumes one after another.
 
@@ -112,6 +119,8 @@ def stacks(
         paths: the volumes.
         class_index: the class to argue for; by default the predicted one of each volume.
         sign: see `heatmaps.contributions`.
+        temperature: see `report.findings`, of the volume's probabilities, like `threshold`.
+        threshold: see there.
     """
     data = recipe.data
     named_of = tf.function(model.explain, reduce_retracing=True)
@@ -129,20 +138,22 @@ def stacks(
             for key, value in named_of(inputs).items()
             if key in ("scores", "slice_scores", "boxes", "slices")
         }
-        predicted = int(named["scores"].argmax())
+        probabilities = softmax(named["scores"] / temperature)
+        top = int(probabilities.argmax())
+        predicted = top if threshold is None else int(probabilities[1] >= threshold)
         wanted = predicted if class_index is None else class_index
         alone = softmax(named["slice_scores"], axis=-1)  # (S, C)
         order = np.argsort(-alone[:, wanted], kind="stable")
         arguing = [int(place) for place in order if alone[place].argmax() == wanted] or [int(order[0])]
         chosen = tf.constant([wanted], tf.int64)
         argued = {place: heat_of(tf.constant(sized[place][None]), chosen).numpy()[0] for place in arguing}
-        own = wanted == predicted and sign > 0 and "boxes" in named
+        own = wanted == top and sign > 0 and "boxes" in named
         scale = np.tile(np.array(pixels.shape[2:0:-1]) / np.array(data.image_size[::-1]), 2)  # x, y, x, y
         yield Stack(
             Path(path),
             pixels,
             (volumes.check_header(path, data.max_pixels).pages - len(pixels)) // 2,
-            softmax(named["scores"]),
+            probabilities,
             predicted,
             alone,
             argued,
