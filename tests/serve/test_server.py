@@ -1,5 +1,9 @@
 """The server over real gRPC, asked through TensorFlow Serving's own stubs."""
 
+import http.client
+import json
+import re
+import shutil
 import signal
 import threading
 import time
@@ -363,6 +367,76 @@ def test_sigterm_lets_requests_in_flight_finish(models, tmp_path):
     response = health_pb2.HealthCheckResponse
     assert states == [response.SERVING, response.NOT_SERVING]
     assert log.endswith("INFO stopped\n")
+
+
+def test_sigterm_under_load_loses_nothing_that_was_accepted(models, tmp_path):
+    """Eight clients ask without a pause, by gRPC and REST, more than two workers answer, while it stops."""
+    shutil.copytree(models / "toy", tmp_path / "models" / "toy")
+    process, port = start(tmp_path / "models", tmp_path / "log", workers=2, rest_port=0)
+    rest = re.search(r"REST at (\S+)", (tmp_path / "log").read_text())[1]
+    outcomes, enough = [], threading.Semaphore(0)
+
+    def by_grpc(ask_until_gone):
+        with grpc.insecure_channel(f"127.0.0.1:{port}", [("grpc.use_local_subchannel_pool", 1)]) as channel:
+            stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+
+            def ask():
+                try:
+                    answer = stub.Predict(request(signature="slow", seconds=[0.02]), timeout=60)
+                    return "OK" if tf.make_ndarray(answer.outputs["turns"]).shape == (1,) else "wrong"
+                except grpc.RpcError as error:
+                    return error.code().name
+
+            ask_until_gone(ask)
+
+    def by_rest(ask_until_gone):
+        connection = http.client.HTTPConnection(rest, timeout=60)
+        body = json.dumps({"signature_name": "slow", "inputs": [0.02]})
+
+        def ask():
+            try:
+                connection.request("POST", "/v1/models/toy:predict", body)
+                response = connection.getresponse()
+                return "OK" if response.status == 200 and json.load(response)["outputs"] else "wrong"
+            except (ConnectionRefusedError, ConnectionResetError, http.client.RemoteDisconnected) as error:
+                connection.close()
+                return type(error).__name__
+
+        ask_until_gone(ask)
+
+    def ask_until_gone(ask):
+        while True:
+            sent = time.monotonic()
+            outcome = ask()
+            outcomes.append((sent, outcome))
+            enough.release()
+            if outcome != "OK":
+                return
+
+    with ThreadPoolExecutor(8) as pool:
+        clients = [pool.submit(door, ask_until_gone) for door in (by_grpc, by_rest) * 4]
+        for _ in range(80):
+            assert enough.acquire(timeout=60)
+        signalled = time.monotonic()
+        process.terminate()
+        for client in clients:
+            client.result(60)
+    assert process.wait(30) == 0
+    before = [outcome for sent, outcome in outcomes if sent < signalled]
+    after = [outcome for sent, outcome in outcomes if sent >= signalled]
+    assert len(before) >= 80
+    assert set(before) == {"OK"}
+    # It goes on for half a second: no client meets a server that is gone before that.
+    assert after.count("OK") > 8
+    gone = {
+        "UNAVAILABLE",
+        "CANCELLED",
+        "ConnectionRefusedError",
+        "ConnectionResetError",
+        "RemoteDisconnected",
+    }
+    assert len([outcome for outcome in after if outcome in gone]) == 8
+    assert set(after) <= {"OK"} | gone
 
 
 def test_requests_sent_just_before_the_stop_are_answered(models):
