@@ -52,10 +52,25 @@ def _one(train: Train, share: float, steps: int) -> keras.Optimizer:
 
 def _schedule(train: Train, rate: float, steps: int) -> Any:
     """A learning rate for each update; of a `step` schedule it changes between epochs alone."""
-    schedules, updates = keras.optimizers.schedules, steps / train.accumulate
+    schedules, every = keras.optimizers.schedules, train.accumulate
     if train.schedule == "cosine":
-        return schedules.CosineDecay(rate, max(1, train.epochs * steps // train.accumulate))
-    if train.schedule == "step":
-        every = train.step_epochs * updates
-        return schedules.ExponentialDecay(rate, every, train.step_factor, staircase=True)
-    return rate
+        found = schedules.CosineDecay(rate, max(1, train.epochs * steps // every))
+    elif train.schedule == "step":
+        some = train.step_epochs * steps / every
+        found = schedules.ExponentialDecay(rate, some, train.step_factor, staircase=True)
+    else:
+        return rate
+    return found if every == 1 else _Updates(found, every)
+
+
+class _Updates(keras.optimizers.schedules.LearningRateSchedule):
+    """A schedule over updates: Keras asks by the steps, of which an update takes several."""
+
+    def __init__(self, schedule: Any, every: int):
+        self.schedule, self.every = schedule, every
+
+    def __call__(self, step: Any) -> Any:
+        return self.schedule(step // self.every)
+
+    def get_config(self) -> dict[str, Any]:
+        return {"schedule": keras.saving.serialize_keras_object(self.schedule), "every": self.every}
