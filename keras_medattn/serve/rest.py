@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import socket
 import threading
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -65,6 +66,7 @@ class Rest(ThreadingHTTPServer):
         self.calls = calls
         self.max_bytes = max_bytes
         self.stopping = False
+        self._connections: set[socket.socket] = set()
         self._busy = 0
         self._idle = threading.Condition()
 
@@ -76,10 +78,24 @@ class Rest(ThreadingHTTPServer):
         """Takes no more connections, and answers whether those it has had their answers in time."""
         self.stopping = True
         self.shutdown()
+        self.server_close()
         with self._idle:
             done = self._idle.wait_for(lambda: self._busy == 0, grace)
-        self.server_close()
-        return done
+            # Else one that is kept alive could bring a request that nobody is left to answer.
+            for connection in self._connections:
+                with suppress(OSError):
+                    connection.shutdown(socket.SHUT_RD)
+            return done and self._idle.wait_for(lambda: self._busy == 0, grace)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Answers a connection until it ends."""
+        with self._idle:
+            self._connections.add(request)
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            with self._idle:
+                self._connections.discard(request)
 
     def __enter__(self) -> "Rest":
         with self._idle:
