@@ -104,6 +104,11 @@ def _train(command: Command) -> None:
     one.add_argument(
         "--strategy", choices=("mirrored",), help="mirrored: all GPUs of this machine share each batch"
     )
+    one.add_argument(
+        "--log",
+        choices=("mlflow", "wandb"),
+        help="send settings and figures there, too (extras of these names)",
+    )
     one.add_argument("--cache", type=Path, metavar="DIR", help="share cached features between runs")
 
 

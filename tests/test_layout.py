@@ -19,7 +19,7 @@ BELOW = {
     "models": {"layers", "ops"},
     "data": {"files"},
     "metrics": {"files"},
-    "train": {"models", "layers", "ops", "data", "metrics", "files"},
+    "train": {"explain", "models", "layers", "ops", "data", "metrics", "files"},
     "explain": {"models", "layers", "ops", "data", "metrics", "files"},
     "export": {"explain", "models", "layers", "ops", "data", "metrics", "files"},
     "serve": {"data", "files"},

@@ -19,7 +19,7 @@ from keras_medattn.data import headers, sets, splits, volumes
 from keras_medattn.data import manifest as manifests
 from keras_medattn.data.manifest import Manifest, ManifestError
 from keras_medattn.files import read_json, write_json
-from keras_medattn.train import inputs
+from keras_medattn.train import inputs, seeing
 from keras_medattn.train import recipe as recipes
 from keras_medattn.train.recipe import Recipe, RecipeError
 
@@ -67,6 +67,7 @@ def train(
     write: Callable[[str], None] = print,
     save_every: int = 0,
     strategy: str | None = None,
+    log: str | None = None,
 ) -> list[Part]:
     """Train a recipe into a new run folder.
 
@@ -94,6 +95,7 @@ def train(
         save_every: steps between two checkpoints within epochs, which may differ after a resume; 0: after
             each epoch alone.
         strategy: `"mirrored"`: all GPUs of this machine share each batch; None: one device.
+        log: `"mlflow"` or `"wandb"`: send settings and figures there, too; see `seeing.logged`.
 
     Raises:
         ConnectionError: another worker has stopped.
@@ -109,6 +111,7 @@ def train(
     seeds = tuple(seeds) or (recipe.train.seed,)
     if folds == 1 or folds < 0:
         raise RunError(f"folds must be 0, or 2 and more. Received: {folds}")
+    seeing.check(log)
     began = time.monotonic()
     where = Path(cache) if cache else out / "cache"
     together, chief = strategies.get(strategy), strategies.chief()
@@ -138,8 +141,12 @@ def train(
             splits.write(part.manifest, part.folder / "split.csv")
         name = f"{part.folder.name}  " if part.folder != out else ""
         settings = part.recipe, part.manifest, images, part.folder, where
-        with strategies.lost_workers_told():
-            trainer.fit(*settings, progress, write, name, save_every, together)
+        called, tracker = str(part.folder.relative_to(out.parent)), log if chief else None
+        with (
+            strategies.lost_workers_told(),
+            seeing.logged(tracker, called, part.recipe.to_dict(), part.folder, write) as further,
+        ):
+            trainer.fit(*settings, progress, write, name, save_every, together, further)
         spent = {
             "seconds": about["seconds"] + round(time.monotonic() - began, 1),
             "peak_memory_gb": max(about["peak_memory_gb"], peak_memory_gb()),
@@ -150,7 +157,7 @@ def train(
 
 
 def table(recipe: Recipe, data: Data, edited: Path, progress: inputs.Progress) -> Manifest:
-    """The images that a recipe's data hold; those that a public set's protocol changes are kept in `edited`."""
+    """The images of a recipe's data; those that a public set's protocol changes are kept in `edited`."""
     if isinstance(data, Manifest):
         return data
     if not recipe.data.set:

@@ -86,6 +86,8 @@ class Train:
             side is too small to choose by.
         watch_test: give the test side's accuracy and AUROC after each epoch, in the history. Nothing is
             chosen by them.
+        show_images: after each epoch, show this many validation images in TensorBoard, the same ones, beside
+            where the model looks; the pictures then lie in the run folder.
         frozen_stride: layers of the backbones up to this stride keep their weights; 0: all of them train.
         cached_views: run the frozen layers once on this many augmented views of each training image (the
             first is the image itself) and train on their cached features, one view an epoch; 0: no cache.
@@ -111,6 +113,7 @@ class Train:
     patience: int = 15
     monitor: str = "val_auroc"
     watch_test: bool = False
+    show_images: int = 0
     frozen_stride: int = 0
     cached_views: int = 0
     seed: int = 0
@@ -294,6 +297,13 @@ def _sensible(recipe: Recipe, source: str) -> None:
             "train.frozen_stride",
             train.frozen_stride,
             "0, 2, ... 32",
+        ),
+        (train.show_images >= 0, "train.show_images", train.show_images, "0 or more"),
+        (
+            not train.show_images or not data.slices,
+            "train.show_images",
+            train.show_images,
+            "0 where data.slices is set: volumes are not shown",
         ),
         (train.cached_views >= 0, "train.cached_views", train.cached_views, "0 or more"),
         (

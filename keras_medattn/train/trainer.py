@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -16,7 +16,7 @@ from keras_medattn import models
 from keras_medattn.data import augment, pipeline
 from keras_medattn.data.manifest import Manifest
 from keras_medattn.models.precision import precision
-from keras_medattn.train import inputs, loop
+from keras_medattn.train import inputs, loop, seeing
 from keras_medattn.train import strategy as strategies
 from keras_medattn.train.callbacks import Line, Validate, Watch
 from keras_medattn.train.checkpoint import Keeper
@@ -100,6 +100,7 @@ def fit(
     name: str = "",
     save_every: int = 0,
     strategy: tf.distribute.Strategy | None = None,
+    further: Sequence[keras.callbacks.Callback] = (),
 ) -> None:
     """Train one model on the manifest's `train` side and keep its best epoch in `folder/best.keras`.
 
@@ -116,6 +117,7 @@ def fit(
         name: begins each line.
         save_every: steps between two checkpoints within epochs; 0: after each epoch alone.
         strategy: from `strategy.get`; None: one device.
+        further: callbacks that come last.
     """
     train, val, test = (
         [i for i, side in enumerate(manifest.splits or ()) if side == want]
@@ -163,6 +165,9 @@ def fit(
         batches = pipeline.batches(_subset(feed.plain, rows), len(rows), settings.batch_size)
         return kind(lambda: np.concatenate([forward(batch).numpy() for batch in batches]), labels[rows])
 
+    if settings.show_images and chief:
+        rows = np.asarray(val)[seeing.shown(labels[val], settings.show_images)]
+        further = [*further, seeing.Maps(model, images(rows, 0), folder / "tensorboard")]
     turn = settings.epochs if settled is None else min(settled, settings.epochs)
     for part in _stretches(start, steps, (turn, settings.epochs)):
         if keeper.done:
@@ -196,7 +201,7 @@ def fit(
             logs = keras.callbacks.TensorBoard(
                 str(folder / "tensorboard"), write_graph=False, profile_batch=0
             )
-            calls += [Line(keeper, settings.epochs, name, write), logs]
+            calls += [Line(keeper, settings.epochs, name, write), logs, *further]
         if strategy:
             loop.fit(fitted, batches, epochs, some, calls)
             continue
