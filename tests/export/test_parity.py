@@ -45,7 +45,9 @@ def test_padded_pool_of_negative_numbers_in_onnx(tmp_path):
     import keras
 
     image = keras.Input((4, 4, 3), dtype="uint8", name="image")
-    shifted = keras.ops.cast(image, "float32") - 300.0
+    convolution = keras.layers.Conv2D(3, 1)
+    shifted = convolution(keras.ops.cast(image, "float32"))
+    convolution.set_weights([np.eye(3)[None, None], np.full(3, -300.0)])
     padded = keras.layers.ZeroPadding2D(1)(shifted)
     pooled = keras.layers.MaxPooling2D(3, 2)(padded)
     model = keras.Model(image, {"probabilities": keras.ops.mean(pooled, axis=(1, 2))})
