@@ -30,13 +30,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         return _fail(str(error))
     except KeyboardInterrupt:
-        print("medattn: stopped. A training run goes on with --resume", file=sys.stderr)
+        _tell("stopped. A training run goes on with --resume")
         return 130
 
 
 def _fail(message: str) -> int:
-    print(f"medattn: error: {message}", file=sys.stderr)
+    _tell(f"error: {message}")
     return 1
+
+
+def _tell(message: str) -> None:
+    """Print to standard error; on a terminal over a progress line that may stand there."""
+    clear = "\r\x1b[K" if sys.stderr.isatty() else ""
+    print(f"{clear}medattn: {message}", file=sys.stderr)
 
 
 def _progress(items: Iterable, total: int, text: str = "") -> Iterable:

@@ -64,26 +64,27 @@ class Line(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         self.head = f"{self.name}epoch {epoch + 1:>3}/{self.epochs}"
-        self.began = self.last = time.monotonic()
-        self.first = self.keeper.step
+        self.left, self.first = self.epochs - epoch - 1, 0
 
     def on_train_batch_end(self, batch, logs=None):
         now, step, steps = time.monotonic(), self.keeper.step, self.keeper.steps
+        if not self.first:  # the first step of all takes longer than others
+            self.first, self.began, self.last = step, now, now
+            return
         if now - self.last < self.pause:
             return
         self.last = now
-        left = (self.epochs * steps - step) * (now - self.began) / (step - self.first)
         done, loss = (step - 1) % steps + 1, (logs or {}).get("loss", np.nan)
-        self._show(f"{self.head}  {done}/{steps} steps  loss {loss:.4f}{self._best()}  {_left(left)}")
+        a_step, history = (now - self.began) / (step - self.first), self.keeper.history
+        left = (steps - done) * a_step + self.left * (history[-1]["seconds"] if history else steps * a_step)
+        self._show(f"{self.head}  {done}/{steps} steps  loss {loss:.4f}{self._best()}  {_time(left)}")
 
     def on_epoch_end(self, epoch, logs=None):
-        took = time.monotonic() - self.began
-        share = (self.keeper.step - self.first) / self.keeper.steps  # of an epoch that was broken off
+        seconds = self.keeper.history[-1]["seconds"]
         figures = "  ".join(f"{key} {value:.4f}" for key, value in (logs or {}).items())
-        left = (self.epochs - epoch - 1) * took / (share or 1)
         if self.terminal:
             print(_CLEAR, end="")
-        self.write(f"{self.head}  {figures}  {took:.1f} s, {_left(left)}")
+        self.write(f"{self.head}  {figures}  {seconds:.1f} s, {_time(self.left * seconds)}")
 
     def _best(self) -> str:
         monitor, history = self.keeper.settings.monitor, self.keeper.history
@@ -99,7 +100,7 @@ class Line(keras.callbacks.Callback):
             self.write(text)
 
 
-def _left(seconds: float) -> str:
+def _time(seconds: float) -> str:
     amount = f"{seconds:.0f} s" if seconds < 300 else f"{seconds / 60:.0f} min"
     return f"at most {amount if seconds < 18000 else f'{seconds / 3600:.1f} h'} left"
 
