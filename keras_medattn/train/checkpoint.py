@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import time
 import zipfile
 from collections.abc import Iterator
@@ -158,8 +159,10 @@ class Keeper(keras.callbacks.Callback):
         folder = self.folder / "checkpoint"
         folder.mkdir(exist_ok=True)
         write_json(self.history, folder / "history.json")
-        with written_aside(folder / "state.npz") as aside:
-            np.savez(aside, epochs=len(self.history), **state)  # type: ignore[arg-type]
+        with written_aside(folder / "state.npz") as aside, open(aside, "wb") as file:
+            np.savez(file, epochs=len(self.history), **state)  # type: ignore[arg-type]
+            file.flush()
+            os.fsync(file.fileno())  # on the disk before it takes the other's name: power may fail
 
     def _write_history(self) -> None:
         with written_aside(self.folder / "history.csv") as aside, open(aside, "w", newline="") as file:
