@@ -18,7 +18,7 @@ demo: setup
 	$(BIN)/medattn demo
 
 test: setup
-	$(BIN)/python -m pytest -m "not slow" -n $(JOBS) --dist loadscope
+	$(BIN)/python -m pytest -m "not slow" -n $(JOBS) --dist loadscope --durations=30 --durations-min=5
 
 test-all: setup
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadscope
