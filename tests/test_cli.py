@@ -2,16 +2,20 @@
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from conftest import ROOT
 from PIL import Image
+from scipy.special import softmax
 from sklearn.metrics import roc_auc_score
 
 from keras_medattn.cli import main
+from keras_medattn.data import pipeline
 from keras_medattn.models import backbones
 
 
@@ -130,8 +134,6 @@ def test_evaluate_on_cached_features_is_the_same(tiny_run):
 
 def test_models_of_several_seeds_do_not_make_more_images(tiny_run):
     """One image predicted by three models is one unit: the interval stays as wide as one model's."""
-    from dataclasses import replace
-
     from keras_medattn.train import evaluate
 
     anonymous = replace(tiny_run, manifest=replace(tiny_run.manifest, patients=None))
@@ -185,6 +187,36 @@ def test_explain_of_another_class_shows_no_boxes_of_the_predicted_one(tiny_run, 
     assert sorted(counts.values()) == [(0, False), (20, True)]
 
 
+def test_explain_answers_by_the_calibration(tiny_run, tiny_set, tmp_path):
+    """A threshold beyond one image's probability: the less probable class is answered, and argued for."""
+    from keras_medattn.train import calibrate
+    from keras_medattn.train.calibrate import Calibration, Threshold
+
+    part = replace(tiny_run, folder=tmp_path / "run")
+    shutil.copytree(tiny_run.folder, part.folder)
+    about = json.loads((part.folder / "run.json").read_text()) | {"root": str(tiny_set.parent)}
+    (part.folder / "run.json").write_text(json.dumps(about))
+    paths = part.manifest.split("test").paths
+    scores = part.model()(np.stack([pipeline.read_sized(path, (64, 80)) for path in paths])).numpy()
+    expected = softmax(scores / 2.5, axis=-1)
+    place = int(expected[:, 1].argmax())
+    likelier = int(expected[place].argmax())
+    cut = float(expected[place, 1]) + (0.01 if likelier == 1 else -0.01)
+    chosen = Threshold(cut, "specificity", 0.9, 1.0, 3)
+    calibrate.keep(part, Calibration(2.5, True, 6, 5, (1.0, 0.5), (0.2, 0.1), chosen))
+    records, other = {}, ("none", "spot")[1 - likelier]
+    for name, more in (("plain", []), ("class", ["--class", other])):
+        out = tmp_path / name
+        assert main(["explain", str(part.folder), str(paths[place]), "--out", str(out), *more]) == 0
+        [records[name]] = json.loads((out / "explanations.json").read_text())
+    for one in records.values():
+        assert one["predicted"] == other
+        assert one["probabilities"]["spot"] == pytest.approx(expected[place, 1], abs=1e-5)
+        assert one["boxes"] == []  # they would argue for the likelier class
+    heats = [np.load(one["heat"]) for one in records.values()]
+    np.testing.assert_allclose(*heats, atol=1e-6)
+
+
 def test_explain_names_an_unknown_class(tiny_run, capsys, tmp_path):
     path = str(tiny_run.manifest.paths[0])
     assert (
@@ -197,7 +229,7 @@ def test_predict_asks_a_real_server(tiny_export, tiny_run, capsys, tmp_path):
     from keras_medattn.serve import Server
 
     folder, _ = tiny_export
-    server = Server(folder.parent.parent, port=0)
+    server = Server(folder.parent.parent, port=0, rest_port=0)
     server.start()
     try:
         good = str(tiny_run.manifest.split("test").paths[0])
@@ -205,7 +237,11 @@ def test_predict_asks_a_real_server(tiny_export, tiny_run, capsys, tmp_path):
         broken.write_bytes(b"\xff\xd8\xff and nothing")
         address = f"127.0.0.1:{server.port}"
         assert main(["predict", "--server", address, "--model", "tiny", good]) == 0
-        assert capsys.readouterr().out.startswith(f"{good}: ")
+        by_grpc = capsys.readouterr().out
+        assert by_grpc.startswith(f"{good}: ")
+        url = f"http://127.0.0.1:{server.rest_port}"
+        assert main(["predict", "--server", url, "--model", "tiny", good]) == 0
+        assert capsys.readouterr().out == by_grpc
         arguments = ["predict", "--server", address, "--model", "tiny", "--signature", "explain", "--json"]
         assert main([*arguments, good, str(broken)]) == 1
         first, second = map(json.loads, capsys.readouterr().out.splitlines())

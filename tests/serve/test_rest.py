@@ -4,6 +4,7 @@ import base64
 import http.client
 import json
 import math
+import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -166,6 +167,11 @@ def test_sizes_and_lengths(rest):
         429,
         f"A request may have {limit} bytes at most. Received: {limit + 1}",
     )
+    # Who asks first is refused before he sends.
+    with socket.create_connection(rest.split(":"), timeout=20) as connection:
+        head = f"POST /v1/models/toy:predict HTTP/1.1\r\nContent-Length: {limit + 1}\r\n"
+        connection.sendall(head.encode() + b"Expect: 100-continue\r\n\r\n")
+        assert connection.recv(1 << 16).startswith(b"HTTP/1.1 429 ")
     for headers in ({"Content-Length": "many"}, {"Transfer-Encoding": "chunked"}):
         status, reply = ask(rest, "/v1/models/toy:predict", b"", headers)
         assert (status, "Content-Length" in reply["error"]) == (400, True)
