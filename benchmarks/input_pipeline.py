@@ -2,7 +2,7 @@
 
 Run from the project's folder: `python benchmarks/input_pipeline.py [--runs 9] [--images 32]`. JPEG files of
 1388 x 1040 pixels, written here, are read from disk and resized to 277 x 208, a batch at a time, by equal
-thread pools; both sides take turns. Beside the time stand the processor's seconds, of all threads: they tell
+thread pools; all sides take turns. Beside the time stand the processor's seconds, of all threads: they tell
 more than the clock where other programs run. Below: each part of the work on one thread, what would be
 faster, and how far its pixels lie from those that training and the exported model see.
 """
@@ -96,10 +96,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor() as pool:
         table = write_images(Path(folder), arguments.images)
         size = np.mean([path.stat().st_size for path in table.paths]) / 1e3
-        fetch = pipeline.streamed(table, SIZE)
+        whole, scaled = (pipeline.streamed(table, SIZE, scaled=scaled) for scaled in (False, True))
         steps: dict[str, measure.Step] = {
             "OpenCV": lambda: np.stack(list(pool.map(opencv, table.paths))),
-            "keras_medattn": lambda: fetch(rows, 0),
+            "keras_medattn": lambda: whole(rows, 0),
+            "data.scaled_decoding": lambda: scaled(rows, 0),
         }
         spent: dict[str, list[float]] = {name: [] for name in steps}
         batches = measure.times(

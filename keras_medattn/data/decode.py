@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import tensorflow as tf
 
 from keras_medattn.data.headers import MAX_PIXELS
 
 Window = tuple[float, float]
+Size = tuple[int, int]
+_JPEG = b"\xff\xd8\xff"
 
 
-def decode(data: tf.Tensor, window: Window | None = None, max_pixels: int = MAX_PIXELS) -> tf.Tensor:
+def decode(
+    data: tf.Tensor, window: Window | None = None, max_pixels: int = MAX_PIXELS, towards: Size | None = None
+) -> tf.Tensor:
     """Decode JPEG, PNG or BMP bytes to RGB pixels inside a TensorFlow graph.
 
     Grey becomes three equal channels, alpha is dropped, CMYK is converted, a palette is looked up, EXIF
@@ -20,6 +26,9 @@ def decode(data: tf.Tensor, window: Window | None = None, max_pixels: int = MAX_
         data: string scalar, the bytes of one file.
         window: intensities of a 16-bit image that become 0 and 255; without one such images are an error.
         max_pixels: larger images fail before they are decoded.
+        towards: decode a JPEG at the least of 1/8, 1/4, 1/2 and 1 of its size at which both sides are twice
+            this height and width or more: by fewer coefficients, which is faster, and gives other pixels than
+            shrinking what is decoded whole. Pillow's `draft(mode, (2 * width, 2 * height))` does the same.
 
     Output shape:
         `(H, W, 3)`, uint8.
@@ -33,7 +42,7 @@ def decode(data: tf.Tensor, window: Window | None = None, max_pixels: int = MAX_
         [7, 9]
     """
     branches = [
-        (_starts(data, b"\xff\xd8\xff"), lambda: _jpeg(data, max_pixels)),
+        (_starts(data, _JPEG), lambda: _jpeg(data, max_pixels, towards)),
         (_starts(data, b"\x89PNG\r\n\x1a\n"), lambda: _png(data, window, max_pixels)),
         (_starts(data, b"BM"), lambda: _bmp(data, max_pixels)),
     ]
@@ -41,7 +50,13 @@ def decode(data: tf.Tensor, window: Window | None = None, max_pixels: int = MAX_
     return tf.ensure_shape(image, (None, None, 3))
 
 
-def resize(image: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
+def size_of(data: tf.Tensor, image: tf.Tensor) -> tf.Tensor:
+    """Height and width `(2,)` of the file that `decode` made the image of, `towards` a size or not."""
+    whole = tf.shape(image)[:2]
+    return tf.cond(_starts(data, _JPEG), lambda: tf.io.extract_jpeg_shape(data)[:2], lambda: whole)
+
+
+def resize(image: tf.Tensor, size: Size) -> tf.Tensor:
     """Resize pixels to the model's `(height, width)`: bilinear, antialiased, rounded to uint8.
 
     The aspect ratio is not kept. Training, export and evaluation all call this one function.
@@ -84,11 +99,18 @@ def _limit(height: tf.Tensor, width: tf.Tensor, max_pixels: int):
     return tf.control_dependencies([tf.debugging.Assert(fits, [message, height, width])])
 
 
-def _jpeg(data: tf.Tensor, max_pixels: int) -> tf.Tensor:
+def _jpeg(data: tf.Tensor, max_pixels: int, towards: Size | None) -> tf.Tensor:
     shape = tf.cast(tf.io.extract_jpeg_shape(data), tf.int64)
-    with _limit(shape[0], shape[1], max_pixels):
+
+    def at(ratio: int) -> Callable[[], tf.Tensor]:
         # the default DCT differs from Pillow's and libjpeg's own by up to 6 levels
-        return tf.io.decode_jpeg(data, channels=3, dct_method="INTEGER_ACCURATE")
+        return lambda: tf.io.decode_jpeg(data, channels=3, ratio=ratio, dct_method="INTEGER_ACCURATE")
+
+    with _limit(shape[0], shape[1], max_pixels):
+        if towards is None:
+            return at(1)()
+        times = tf.minimum(shape[0] // (2 * towards[0]), shape[1] // (2 * towards[1]))
+        return tf.case([(times >= ratio, at(ratio)) for ratio in (8, 4, 2)], default=at(1))
 
 
 def _png(data: tf.Tensor, window: Window | None, max_pixels: int) -> tf.Tensor:

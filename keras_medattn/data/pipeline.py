@@ -20,9 +20,15 @@ Shards = tuple[int, int, int]  # the first of the parts of each batch, how many,
 Mix = Callable[[Any, tf.Tensor, tf.Tensor], tuple[Any, tf.Tensor]]  # inputs, labels, seed (2,) -> both
 
 
-def read_sized(path, size: tuple[int, int], window=None, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Read one file and resize it to the model's `(height, width)`: `(h, w, 3)` uint8."""
-    return readers.read(path, window, max_pixels, (size[0], size[1]))
+def read_sized(
+    path, size: tuple[int, int], window=None, max_pixels: int = MAX_PIXELS, scaled: bool = False
+) -> np.ndarray:
+    """Read one file and resize it to the model's `(height, width)`: `(h, w, 3)` uint8.
+
+    Where `scaled`, a JPEG is decoded towards that size already; see `decode.decode`.
+    """
+    wanted = size[0], size[1]
+    return readers.read(path, window, max_pixels, wanted, wanted if scaled else None)
 
 
 def read_sized_volume(
@@ -53,10 +59,10 @@ def padded(stacks: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _reader(
-    size: tuple[int, int], window, max_pixels: int, central: int | None
+    size: tuple[int, int], window, max_pixels: int, central: int | None, scaled: bool
 ) -> Callable[[Any], np.ndarray]:
     if central is None:
-        return lambda path: read_sized(path, size, window, max_pixels)
+        return lambda path: read_sized(path, size, window, max_pixels, scaled)
     return lambda path: read_sized_volume(path, size, window, max_pixels, central)
 
 
@@ -68,6 +74,7 @@ def read_all(
     progress: Callable[[Iterable, int], Iterable] = lambda items, _: items,
     central: int | None = None,
     into: np.ndarray | None = None,
+    scaled: bool = False,
 ) -> Any:
     """Read every image at the model's size: `(N, h, w, 3)` uint8.
 
@@ -79,6 +86,7 @@ def read_all(
         progress: wraps the loop over `(items, total)`.
         central: of volumes, how many central slices are read, 0 for all; None: plain images.
         into: of plain images: the array to fill, say one that lies in a file; None: a new one in memory.
+        scaled: see `read_sized`.
 
     Returns:
         The array; of volumes a list of one `(S_i, h, w, 3)` each.
@@ -89,7 +97,7 @@ def read_all(
     images: Any = [None] * len(manifest)
     if central is None:
         images = np.empty((len(manifest), *size, 3), np.uint8) if into is None else into
-    read = _reader(size, window, max_pixels, central)
+    read = _reader(size, window, max_pixels, central, scaled)
 
     def one(place_and_path):
         place, path = place_and_path
@@ -120,6 +128,7 @@ def streamed(
     window=None,
     max_pixels: int = MAX_PIXELS,
     central: int | None = None,
+    scaled: bool = False,
 ) -> Fetch:
     """A fetch that reads a batch's files when it is asked for them, for sets larger than memory.
 
@@ -127,7 +136,7 @@ def streamed(
     """
     paths = manifest.paths
     pool = ThreadPoolExecutor()
-    read, joined = _reader(size, window, max_pixels, central), np.stack if central is None else padded
+    read, joined = _reader(size, window, max_pixels, central, scaled), np.stack if central is None else padded
 
     def fetch(rows: np.ndarray, epoch: int) -> Any:
         return joined(list(pool.map(lambda row: read(paths[row]), rows)))

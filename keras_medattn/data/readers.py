@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +17,11 @@ Size = tuple[int, int]
 
 
 def read(
-    path: Path | str, window: Window | None = None, max_pixels: int = MAX_PIXELS, size: Size | None = None
+    path: Path | str,
+    window: Window | None = None,
+    max_pixels: int = MAX_PIXELS,
+    size: Size | None = None,
+    towards: Size | None = None,
 ) -> np.ndarray:
     """Read one image file as RGB pixels.
 
@@ -26,6 +32,7 @@ def read(
         window: intensities of a 16-bit image that become 0 and 255.
         max_pixels: larger images are refused before decoding.
         size: resize to this height and width; in one graph with decoding, which is faster than after it.
+        towards: of JPEGs, see `decode.decode`.
 
     Returns:
         `(H, W, 3)` uint8.
@@ -44,7 +51,7 @@ def read(
     if header.kind == "tiff":
         pixels = _tiff(path, header, window)
         return pixels if size is None else size_pixels(pixels, size)
-    return _in_graph(path, header, window, max_pixels, size)
+    return _in_graph(path, header, _decoder(window, max_pixels, size, towards))
 
 
 def size_pixels(pixels: np.ndarray, size: Size) -> np.ndarray:
@@ -76,25 +83,23 @@ def _resizer(size: Size):
 
 
 @functools.lru_cache(maxsize=8)
-def _decoder(window: Window | None, max_pixels: int, size: Size | None):
+def _decoder(window: Window | None, max_pixels: int, size: Size | None, towards: Size | None):
     import tensorflow as tf
 
     from keras_medattn.data.decode import decode, resize
 
     def decoded(data):
-        image = decode(data, window, max_pixels)
+        image = decode(data, window, max_pixels, towards)
         return image if size is None else resize(image, size)
 
     return tf.function(decoded).get_concrete_function(tf.TensorSpec((), tf.string))
 
 
-def _in_graph(
-    path: Path, header: Header, window: Window | None, max_pixels: int, size: Size | None
-) -> np.ndarray:
+def _in_graph(path: Path, header: Header, decoder: Callable[[Any], Any]) -> np.ndarray:
     import tensorflow as tf
 
     try:
-        return _decoder(window, max_pixels, size)(tf.constant(path.read_bytes())).numpy()
+        return decoder(tf.constant(path.read_bytes())).numpy()
     except tf.errors.InvalidArgumentError as error:
         said = str(error.message).partition("assertion failed: ")[2]
         reason = said.partition("\n")[0] or "truncated or damaged"

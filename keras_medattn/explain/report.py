@@ -204,6 +204,9 @@ def findings(
     for path in paths:
         original = readers.read(path, settings.window or None, settings.max_pixels)
         sized = pipeline.size_pixels(original, settings.image_size)
+        if settings.scaled_decoding:
+            read = settings.image_size, settings.window or None, settings.max_pixels, True
+            sized = pipeline.read_sized(path, *read)
         images = tf.constant(sized[None])
         named = look(images, None if class_index is None else tf.constant([class_index], tf.int64))
         probabilities = tf.nn.softmax(named["scores"][0] / temperature).numpy()
@@ -324,7 +327,7 @@ def _write_mask(finding: Finding, jobs: Sequence[Job], path: Path, write: Callab
         return ""
     mask, data = finding.named["mask"], jobs[0].part.recipe.data
     images = [
-        pipeline.read_sized(one, data.image_size, data.window or None, data.max_pixels)
+        pipeline.read_sized(one, data.image_size, data.window or None, data.max_pixels, data.scaled_decoding)
         for one in jobs[0].paths[:3]
     ]
     figures.masks(finding.named, images, path)

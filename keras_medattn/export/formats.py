@@ -189,4 +189,5 @@ def examples(manifest: Manifest, data: Any) -> Iterator[dict[str, np.ndarray]]:
             stack = pipeline.read_sized_volume(path, data.image_size, window, data.max_pixels, data.central)
             yield pipeline.padded([stack])
         else:
-            yield {"image": pipeline.read_sized(path, data.image_size, window, data.max_pixels)[None]}
+            read = data.image_size, window, data.max_pixels, data.scaled_decoding
+            yield {"image": pipeline.read_sized(path, *read)[None]}

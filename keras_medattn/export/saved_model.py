@@ -66,7 +66,14 @@ def export(
     try:
         kind = ExportedVolumes if recipe.data.slices else Exported
         exported = kind(
-            model, class_names, recipe.data.image_size, window, recipe.data.max_pixels, temperature, threshold
+            model,
+            class_names,
+            recipe.data.image_size,
+            window,
+            recipe.data.max_pixels,
+            temperature,
+            threshold,
+            recipe.data.scaled_decoding,
         )
         tf.saved_model.save(exported, str(aside), signatures=exported.signatures())
         extra = aside / "assets.extra"
@@ -101,6 +108,7 @@ def about(model, recipe, class_names: Sequence[str], temperature: float, thresho
         "resize": "bilinear, antialiased, aspect ratio not kept, rounded to uint8",
         "window": list(recipe.data.window) or None,
         "max_pixels": recipe.data.max_pixels,
+        "scaled_decoding": recipe.data.scaled_decoding,
         "central": recipe.data.central if recipe.data.slices else None,
         "temperature": temperature,
         "threshold": threshold,

@@ -7,7 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from keras_medattn.data.decode import decode, resize
+from keras_medattn.data.decode import decode, resize, size_of
 from keras_medattn.explain import heatmaps
 
 
@@ -33,6 +33,7 @@ class Exported(tf.Module):
         max_pixels: larger images fail before they are decoded.
         temperature: divides the scores before the softmax; 1 until it is fitted.
         threshold: of two classes, the probability from which the second is answered, or None.
+        scaled: decode JPEGs towards the model's size, as `data.scaled_decoding` says.
     """
 
     def __init__(
@@ -44,9 +45,11 @@ class Exported(tf.Module):
         max_pixels: int,
         temperature: float = 1.0,
         threshold: float | None = None,
+        scaled: bool = False,
     ):
         super().__init__(name="exported")
-        self.model, self.image_size = model, image_size
+        self.model, self.image_size = model, (image_size[0], image_size[1])
+        self.towards = self.image_size if scaled else None
         self.window, self.max_pixels = window, max_pixels
         self.class_names = tf.constant(list(class_names))
         self.temperature = tf.constant(temperature, tf.float32)
@@ -87,8 +90,8 @@ class Exported(tf.Module):
         """Pixels at the model's size `(B, h, w, 3)` uint8, and the sizes `(B, 2)` that were sent."""
 
         def one(data):
-            pixels = decode(data, self.window, self.max_pixels)
-            return resize(pixels, self.image_size), tf.shape(pixels)[:2]
+            pixels = decode(data, self.window, self.max_pixels, self.towards)
+            return resize(pixels, self.image_size), size_of(data, pixels)
 
         kinds = (tf.TensorSpec((*self.image_size, 3), tf.uint8), tf.TensorSpec((2,), tf.int32))
         return tf.map_fn(one, image_bytes, fn_output_signature=kinds)

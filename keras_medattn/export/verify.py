@@ -54,8 +54,10 @@ def _read(path: Path, data) -> tuple[Any, dict[str, dict[str, tf.Tensor]]]:
 
 def _image(path: Path, data) -> tuple[Any, dict[str, dict[str, tf.Tensor]]]:
     window = data.window or None
-    sized = pipeline.read_sized(path, data.image_size, window, data.max_pixels)
-    sent = {"tensor": {"image": tf.constant(readers.read(path, window, data.max_pixels)[None])}}
+    sized = pipeline.read_sized(path, data.image_size, window, data.max_pixels, data.scaled_decoding)
+    towards = data.image_size if data.scaled_decoding else None
+    pixels = readers.read(path, window, data.max_pixels, None, towards)
+    sent = {"tensor": {"image": tf.constant(pixels[None])}}
     if read_header(path).kind != "tiff":
         sent["serving_default"] = sent["explain"] = {"image_bytes": tf.constant([path.read_bytes()])}
     return sized[None], sent

@@ -41,6 +41,7 @@ def images(recipe: Recipe, manifest: Manifest, progress: Progress, cache: Path) 
             lambda items, total: progress(items, total, "reading images"),
             data.central if data.slices else None,
             into,
+            data.scaled_decoding,
         )
 
     return pipeline.held(read() if gigabytes <= data.memory_gb else _decoded(data, manifest, cache, read))
@@ -51,7 +52,7 @@ def _decoded(data: Data, manifest: Manifest, cache: Path, read: Callable[[np.nda
     files = [
         (str(path.resolve()), (stat := path.stat()).st_size, stat.st_mtime_ns) for path in manifest.paths
     ]
-    told = json.dumps([files, data.image_size, data.window, data.max_pixels])
+    told = json.dumps([files, data.image_size, data.window, data.max_pixels, data.scaled_decoding])
     path = cache / f"images-{hashlib.sha256(told.encode()).hexdigest()[:16]}.npy"
     if not path.is_file():
         cache.mkdir(parents=True, exist_ok=True)
@@ -65,7 +66,8 @@ def _decoded(data: Data, manifest: Manifest, cache: Path, read: Callable[[np.nda
 def streamed(data: Data, manifest: Manifest) -> pipeline.Fetch:
     """Read images, or volumes where the recipe has slices, batch by batch at the model's size."""
     central = data.central if data.slices else None
-    return pipeline.streamed(manifest, data.image_size, data.window or None, data.max_pixels, central)
+    read = data.image_size, data.window or None, data.max_pixels, central, data.scaled_decoding
+    return pipeline.streamed(manifest, *read)
 
 
 def cached_features(

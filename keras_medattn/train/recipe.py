@@ -35,6 +35,8 @@ class Data:
         classes: their order; of two, the second is the positive one. Empty: sorted.
         window: `[low, high]` intensities of 16-bit images that become 0 and 255. Empty: none.
         max_pixels: larger images are refused before they are decoded.
+        scaled_decoding: decode JPEGs at 1/2, 1/4 or 1/8 where they stay twice as large as `image_size`:
+            faster, with pixels a few levels off. The exported model does so, too; who sends it pixels must.
         val_fraction: share of the training images held out for validation where the data has no `val` split.
         test_fraction: share of all images held out for the test where the data has no splits.
         memory_gb: images at the model's size are kept in memory up to this; above it they are read again.
@@ -48,6 +50,7 @@ class Data:
     classes: tuple[str, ...] = ()
     window: tuple[float, ...] = ()
     max_pixels: int = MAX_PIXELS
+    scaled_decoding: bool = False
     val_fraction: float = 0.15
     test_fraction: float = 0.15
     memory_gb: float = 4.0
@@ -245,6 +248,12 @@ def _sensible(recipe: Recipe, source: str) -> None:
         (min(data.image_size) >= 32, "data.image_size", data.image_size, "32 pixels or more each way"),
         (len(data.window) in (0, 2), "data.window", data.window, "[low, high]"),
         (len(data.window) != 2 or data.window[0] < data.window[1], "data.window", data.window, "low < high"),
+        (
+            not data.scaled_decoding or not data.slices,
+            "data.scaled_decoding",
+            data.scaled_decoding,
+            "false where data.slices is set: slices are decoded whole",
+        ),
         (0 < data.val_fraction <= 0.5, "data.val_fraction", data.val_fraction, "in (0, .5]"),
         (0 <= data.test_fraction <= 0.5, "data.test_fraction", data.test_fraction, "in [0, .5]"),
         (

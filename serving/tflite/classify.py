@@ -22,6 +22,8 @@ def main(file: str, *images: str) -> None:
         picture = Image.open(name)
         if picture.mode.startswith("I"):
             raise ValueError(f"{name}: of 16 bits; map {about['window']} to 0..255 first")
+        if about.get("scaled_decoding"):
+            picture.draft(picture.mode, (2 * width, 2 * height))
         sized = picture.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
         [probabilities] = classify(image=np.asarray(sized)[None])["probabilities"]
         place = int(probabilities.argmax())

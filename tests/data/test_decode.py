@@ -61,9 +61,11 @@ def _inks(picture: Image.Image) -> Image.Image:
     return Image.fromarray(np.concatenate([colours - black, black], axis=-1), "CMYK")
 
 
-def _expected(data: bytes) -> np.ndarray:
+def _expected(data: bytes, towards: tuple[int, int] | None = None) -> np.ndarray:
     """Pillow's pixels; of inks the product of what they let through, rounded down (Pillow rounds)."""
     image = Image.open(io.BytesIO(data))
+    if towards:
+        image.draft(image.mode, (2 * towards[1], 2 * towards[0]))
     if image.mode != "CMYK":
         return np.asarray(image.convert("RGB"))
     light = 255 - np.asarray(image).astype(int)
@@ -78,6 +80,20 @@ def test_pixels_equal_pillows_bit_for_bit(files, tmp_path):
             wrong.append(name)
     assert wrong == []
     assert len(files) == 18 + 1 + 10 + 5
+
+
+@pytest.mark.parametrize(
+    ("towards", "ratio"), [((11, 15), 2), ((5, 7), 4), ((2, 3), 8), ((12, 15), 1), ((3, 30), 1)]
+)
+def test_scaled_decoding_equals_pillows_draft_bit_for_bit(files, tmp_path, towards, ratio):
+    """Of a picture of 47 x 61; what is no JPEG is decoded whole."""
+    for name, data in files.items():
+        (tmp_path / "file").write_bytes(data)
+        wanted, got = _expected(data, towards), readers.read(tmp_path / "file", towards=towards)
+        small = ratio if name.startswith("jpeg") else 1
+        assert got.shape == (-(-47 // small), -(-61 // small), 3)
+        np.testing.assert_array_equal(got, wanted, err_msg=name)
+        assert decode.size_of(tf.constant(data), tf.constant(got)).numpy().tolist() == [47, 61]
 
 
 def test_the_default_dct_would_differ(files):
@@ -179,23 +195,30 @@ def test_deep_tiff_follows_the_window(layout, options, tmp_path):
     np.testing.assert_array_equal(raw, readers.raw_intensities(tmp_path / "png"))
 
 
-@pytest.mark.parametrize("size", [(47, 61), (17, 31), (90, 64)])
-def test_an_exported_model_sees_the_same_pixels(files, tmp_path, size):
+@pytest.mark.parametrize(
+    ("size", "scaled"), [((47, 61), False), ((17, 31), False), ((90, 64), False), ((11, 13), True)]
+)
+def test_an_exported_model_sees_the_same_pixels(files, tmp_path, size, scaled):
     """`Exported._decoded` is what all its signatures that take bytes begin with."""
     window = (1000.0, 50000.0)
     deep = np.random.default_rng(0).integers(0, 65536, (47, 61, 1), np.uint16)
     every = {**files, "png of 16 bits": tf.io.encode_png(deep).numpy()}
-    module = Exported(None, ["a", "b"], size, window, 10_000)
+    module = Exported(None, ["a", "b"], size, window, 10_000, scaled=scaled)
     spec = tf.TensorSpec((None,), tf.string, name="image_bytes")
-    pixels = tf.function(lambda image_bytes: {"pixels": module._decoded(image_bytes)[0]})
+
+    def decoded(image_bytes):
+        return dict(zip(("pixels", "sizes"), module._decoded(image_bytes), strict=True))
+
+    pixels = tf.function(decoded)
     tf.saved_model.save(module, tmp_path / "model", {"serving_default": pixels.get_concrete_function(spec)})
 
     loaded = tf.saved_model.load(tmp_path / "model")
-    served = loaded.signatures["serving_default"](image_bytes=tf.constant(list(every.values())))["pixels"]
-    for (name, data), answer in zip(every.items(), served.numpy(), strict=True):
+    served = loaded.signatures["serving_default"](image_bytes=tf.constant(list(every.values())))
+    assert (served["sizes"] == [47, 61]).numpy().all()  # of what was sent
+    for (name, data), answer in zip(every.items(), served["pixels"].numpy(), strict=True):
         (tmp_path / "file").write_bytes(data)
         np.testing.assert_array_equal(
-            pipeline.read_sized(tmp_path / "file", size, window), answer, err_msg=name
+            pipeline.read_sized(tmp_path / "file", size, window, scaled=scaled), answer, err_msg=name
         )
         if size == (47, 61):  # the image's own: the resize changes nothing
             np.testing.assert_array_equal(readers.read(tmp_path / "file", window), answer, err_msg=name)

@@ -54,6 +54,29 @@ def test_every_signature_answers_as_keras(served, tiny_run, batch):
         assert all(value.shape[0] == batch for value in answer.values())
 
 
+def test_scaled_decoding_is_that_of_training(tiny_run, tmp_path):
+    """Of photographs five times as large as the model's image, with the evidence in their own pixels."""
+    data = replace(tiny_run.recipe.data, scaled_decoding=True)
+    noise = np.random.default_rng(0).integers(0, 256, (2, 400, 330, 3), np.uint8)
+    for number, pixels in enumerate(noise):
+        Image.fromarray(pixels).save(tmp_path / f"{number}.jpg")
+    samples = replace(tiny_run.manifest.take([0, 1]), root=tmp_path, names=("0.jpg", "1.jpg"))
+    settings, names = replace(tiny_run.recipe, data=data), tiny_run.manifest.class_names
+    folder, found = saved_model.export(tiny_run.model(), settings, names, tmp_path / "m", samples)
+    assert max(found.values()) <= 1e-5
+    whole, scaled = (pipeline.read_sized(samples.paths[0], (64, 80), scaled=one) for one in (False, True))
+    assert (whole != scaled).any()
+    assert json.loads((folder / "assets.extra" / "medattn.json").read_text())["scaled_decoding"]
+    served = tf.saved_model.load(str(folder)).signatures["explain"](
+        tf.constant([samples.paths[0].read_bytes()])
+    )
+    ratio = np.array([330 / 80, 400 / 64] * 2)
+    named = tiny_run.model().explain(scaled[None])
+    np.testing.assert_allclose(
+        served["boxes"][0], np.asarray(named["boxes"])[0] * ratio, rtol=1e-4, atol=1e-2
+    )
+
+
 def test_temperature_and_threshold_are_inside(tiny_run, tiny_set, tmp_path):
     """From the run's calibration; a threshold between the answers of two images, which labels follow."""
     part = replace(tiny_run, folder=tmp_path / "run")
