@@ -81,6 +81,11 @@ def check(strategy: tf.distribute.Strategy, recipe: Recipe, count: int) -> None:
             f"train.batch_size must give each of {replicas} replicas an example: the smallest batch of "
             f"{count} training images has {smallest}. Received: {recipe.train.batch_size}"
         )
+    if replicas > 1 and (recipe.train.accumulate > 1 or recipe.train.precision == "mixed_float16"):
+        raise RecipeError(
+            "train.accumulate must be 1, and train.precision float32 or mixed_bfloat16, where replicas share "
+            f"a batch. Received: {recipe.train.accumulate} and {recipe.train.precision}"
+        )
     mixing = sorted({str(one["layer"]) for one in recipe.augment} & MIXING)
     if mixing and replicas > 1:
         raise RecipeError(

@@ -87,9 +87,11 @@ def mean(number: float) -> float:
     """The mean of the workers' numbers; it waits for all of them."""
     if workers()[1] == 1:
         return number
-    strategy = _of_machines()
-    each = strategy.run(lambda: tf.constant(number, tf.float64))
-    return float(strategy.reduce(tf.distribute.ReduceOp.MEAN, each, axis=None))
+    strategy, kind = _of_machines(), tf.distribute.ReduceOp.MEAN
+    reduced = tf.function(
+        lambda own: strategy.reduce(kind, strategy.run(lambda: own), axis=None), autograph=False
+    )
+    return float(reduced(tf.constant(number, tf.float64)))
 
 
 @contextmanager
