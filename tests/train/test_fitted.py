@@ -3,7 +3,9 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
+from keras_medattn.data import pipeline
 from keras_medattn.data.manifest import Manifest
 from keras_medattn.models import MIMS, AttentionSampling, AttnVGG, GatedFusion, backbones
 from keras_medattn.train import trainer
@@ -127,7 +129,7 @@ def small():
 
 
 def test_run_in_two_phases_goes_on_exactly(tmp_path):
-    """Stopped while the mask learns, and after it: the weights of a run that was not stopped."""
+    """Stopped within the first epoch, while the mask learns, and after it: as a run that was not stopped."""
     keras.utils.set_random_seed(3)
     model = {"system": "GlobalMask", "backbone": small(), "channels": 4, "joint_epochs": 2}
     train = Train(
@@ -136,17 +138,28 @@ def test_run_in_two_phases_goes_on_exactly(tmp_path):
     settings = Recipe(Data(image_size=(32, 40)), model, train)
     table = Manifest(tmp_path, tuple("abcdefghi"), np.arange(9) % 3, ("a", "b", "c"), splits=SIDES)
 
-    def fit(name, stop=""):
+    second = pipeline.rows_of_step(1, 5, 3, train.seed)[1]  # of two steps of the first epoch
+
+    def fit(name, stop="", lost=()):
         def write(line):
             if stop and stop in line:
                 raise KeyboardInterrupt
 
         folder = tmp_path / name
         folder.mkdir(exist_ok=True)
-        rows = lambda rows, epoch: IMAGES[rows]  # noqa: E731
-        trainer.fit(settings, table, rows, folder, folder, lambda items, *_: items, write)
+
+        def read(rows, epoch):
+            if np.array_equal(rows, lost):
+                raise OSError("lost")
+            return IMAGES[rows]
+
+        trainer.fit(settings, table, read, folder, folder, lambda items, *_: items, write, save_every=1)
         return folder / "checkpoint" / "state.npz"
 
+    with pytest.raises(tf.errors.OpError, match="lost"):
+        fit("stopped", lost=second)
+    with np.load(tmp_path / "stopped" / "checkpoint" / "state.npz") as state:
+        assert int(state["step"]) == 1
     for stop in ("1/4", "3/4"):
         with pytest.raises(KeyboardInterrupt):
             fit("stopped", stop)
