@@ -21,6 +21,7 @@ SPLITS = {
     "test": "test",
     "testing": "test",
 }
+NO_PATIENTS = "no patients are known: if a patient has several images, this is less sure than it looks"
 _FOLD = re.compile(r"fold\d+")
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff"}
 

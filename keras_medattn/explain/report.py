@@ -12,7 +12,7 @@ import tensorflow as tf
 from PIL import Image
 
 from keras_medattn.data import pipeline, readers
-from keras_medattn.data.manifest import Manifest
+from keras_medattn.data.manifest import NO_PATIENTS, Manifest
 from keras_medattn.data.pseudonyms import Pseudonyms
 from keras_medattn.explain import figures, heatmaps, overlays, places, stacks
 from keras_medattn.explain.truth import load_truth
@@ -285,8 +285,11 @@ def _report_localisation(found, truths, tables, out: Path, write: Callable[[str]
         patients = [patient for table in tables for patient in table.patients]
         groups = [patients[place] for place in chosen]
     measured = places.localisation([found[i] for i in chosen], [truths[i] for i in chosen], groups)
+    warning = None if groups else NO_PATIENTS
     write(f"localisation on true positives. {measured['heat']}")
-    report: dict[str, Any] = {"rests_on": str(measured["heat"])}
+    if warning:
+        write(f"warning: {warning}")
+    report: dict[str, Any] = {"rests_on": str(measured["heat"]), "warning": warning}
     for key, group in (("heat", "figures"), ("region", "region")):
         if key not in measured:
             continue

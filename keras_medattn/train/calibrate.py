@@ -12,7 +12,7 @@ import numpy as np
 from scipy.special import softmax
 
 from keras_medattn import metrics
-from keras_medattn.data.manifest import Manifest
+from keras_medattn.data.manifest import NO_PATIENTS, Manifest
 from keras_medattn.files import read_json, write_json
 from keras_medattn.metrics.scores import check_predictions
 from keras_medattn.train import inputs
@@ -122,7 +122,7 @@ def stored(part: Part) -> Calibration:
 
 
 def text(part: Part, one: Calibration) -> str:
-    """A calibration in words, a line or two."""
+    """A calibration in words, a line or two, and a warning where no patients are known."""
     patients = "" if one.patients is None else f" of {one.patients} patients"
     basis = f"{one.images} validation images{patients}"
     line = f"{part.folder.name}: temperature 1: of {basis} all are right, or most wrong, and none is best"
@@ -131,13 +131,12 @@ def text(part: Part, one: Calibration) -> str:
             f"{part.folder.name}: temperature {one.temperature:.3f}, fitted on {basis}: "
             f"NLL {one.nll[0]:.3f} -> {one.nll[1]:.3f}, ECE {one.ece[0]:.3f} -> {one.ece[1]:.3f}"
         )
-    cut = one.threshold
-    if cut is None:
-        return line
-    return (
-        f"{line}\n{part.folder.name}: threshold {cut.value:.3f} for {cut.figure} {cut.wanted:g}: "
-        f"on validation {cut.validation:.3f} of {cut.images} images"
-    )
+    if (cut := one.threshold) is not None:
+        line += (
+            f"\n{part.folder.name}: threshold {cut.value:.3f} for {cut.figure} {cut.wanted:g}: "
+            f"on validation {cut.validation:.3f} of {cut.images} images"
+        )
+    return line if one.patients is not None else f"{line}\nwarning: {NO_PATIENTS}"
 
 
 def _calibration(side: Manifest, scores: np.ndarray, wanted: tuple[Wish, float] | None) -> Calibration:

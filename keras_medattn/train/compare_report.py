@@ -27,7 +27,8 @@ _EPOCHS = (
 def text(comparison: Comparison) -> str:
     """The table, a line a run, then the tests over models, the windows of epochs, and the histories."""
     first = comparison.runs[0]
-    lines = [f"{comparison.figure}, of several models the mean: {first.evaluation.figures}", ""]
+    warning = [f"warning: {first.evaluation.warning}"] * bool(first.evaluation.warning)
+    lines = [f"{comparison.figure}, of several models the mean: {first.evaluation.figures}", *warning, ""]
     several = any(len(row.models) > 1 for row in comparison.rows)
     header = ["run", comparison.figure, f"difference to {first.name}", *(["sd of its models"] * several)]
     lines += _table(
@@ -94,6 +95,7 @@ def to_dict(comparison: Comparison) -> dict:
     return {
         "figure": comparison.figure,
         "rests_on": str(first.evaluation.figures),
+        "warning": first.evaluation.warning or None,
         "first": first.name,
         "rows": [_row(row) for row in comparison.rows],
         "runs": {
@@ -122,7 +124,7 @@ def _flat(run: Run) -> dict[str, Any]:
     parameters = inspect.signature(models.system(recipe.model["system"])).parameters
     defaults = {key: one.default for key, one in parameters.items() if one.default is not one.empty}
     values["model"] = defaults | values["model"]
-    augment = values.pop("augment")
+    augment, _ = values.pop("augment"), values.pop("tune")
     flat = {f"{section}.{key}": value for section, one in values.items() for key, value in one.items()}
     return flat | {"augment": augment}
 

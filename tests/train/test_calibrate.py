@@ -82,6 +82,13 @@ def test_from_the_command_line(part, tiny_set, tmp_path, capsys):
     assert (tmp_path / "out" / "reliability.png").stat().st_size > 10_000
 
 
+def test_what_it_rests_on_is_said(part):
+    known = Calibration(2.0, True, 6, 3, (1.0, 0.5), (0.2, 0.1))
+    assert "fitted on 6 validation images of 3 patients" in calibrate.text(part, known)
+    assert "warning" not in calibrate.text(part, known)
+    assert "warning: no patients are known" in calibrate.text(part, replace(known, patients=None))
+
+
 def test_models_have_thresholds_of_their_own(part, tmp_path):
     other = replace(part, folder=tmp_path / "other")
     shutil.copytree(part.folder, other.folder)

@@ -277,6 +277,7 @@ def test_the_command(tmp_path, capsys):
     assert main([*arguments, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found == json.loads((out / "comparison.json").read_text())
+    assert found["warning"] is None  # patients are known
     rows = list(csv.DictReader((out / "comparison.csv").read_text().splitlines()))
     assert [row["run"] for row in rows[:2]] == ["simple", "mask"]
     assert float(rows[1]["difference"]) == pytest.approx(found["rows"][1]["difference"]["value"])
