@@ -111,6 +111,8 @@ def train(
     seeds = tuple(seeds) or (recipe.train.seed,)
     if folds == 1 or folds < 0:
         raise RunError(f"folds must be 0, or 2 and more. Received: {folds}")
+    if save_every < 0:
+        raise RunError(f"save_every must be 0 or more. Received: {save_every}")
     seeing.check(log)
     began = time.monotonic()
     where = Path(cache) if cache else out / "cache"
@@ -284,7 +286,10 @@ def _removed_on_failure(out: Path, unless: bool) -> Iterator[None]:
 
 def _stored_about(out: Path, about: dict) -> dict:
     """The `run.json` of the run to resume, which must be the same run."""
-    stored = read_json(out / "run.json")
+    try:
+        stored = read_json(out / "run.json")
+    except (OSError, ValueError) as error:
+        raise RunError(f"{out / 'run.json'}: cannot be read ({error}). Train into another --out") from error
     whole = recipes.from_dict(stored["recipe"], str(out / "run.json"))  # with settings that came later
     stored |= {"recipe": whole.to_dict()}
     for key in ("recipe", "folds", "seeds", "class_names"):

@@ -203,11 +203,27 @@ def test_full_disk_leaves_the_checkpoint_before(tmp_path):
         fresh.restore()
 
 
-def test_folder_that_cannot_be_written_is_named_before_anything_is_read(recipes, tiny_set, capsys):
+def test_folder_that_cannot_be_used_is_named_before_anything_is_read(recipes, tiny_set, capsys):
     (recipes / "file").write_text("")
     run = recipes / "file" / "run"
     assert cli.main(["train", str(recipes / "first.toml"), "--data", str(tiny_set), "--out", str(run)]) == 1
     assert f"{run}: cannot be written (Not a directory). Choose another --out" in capsys.readouterr().err
+    broken = recipes / "broken"
+    broken.mkdir()
+    (broken / "run.json").write_text("{")
+    command = [
+        "train",
+        str(recipes / "first.toml"),
+        "--data",
+        str(tiny_set),
+        "--out",
+        str(broken),
+        "--resume",
+    ]
+    assert cli.main(command) == 1
+    assert "broken/run.json: cannot be read" in capsys.readouterr().err
+    assert cli.main([*command, "--save-every", "-1"]) == 1
+    assert "save_every must be 0 or more. Received: -1" in capsys.readouterr().err
 
 
 def test_long_epochs_tell_where_they_stand(tmp_path):
