@@ -12,6 +12,8 @@ from keras_medattn.data import manifest
 from keras_medattn.explain import heatmaps
 from keras_medattn.export import saved_model
 from keras_medattn.models import MIMS
+from keras_medattn.serve import Server
+from keras_medattn.serve.verify import verify
 from keras_medattn.train import recipe
 
 
@@ -44,6 +46,17 @@ def test_published_model_equals_keras(exported):
         inputs = {name: tf.constant(tf.make_ndarray(value)) for name, value in request.inputs.items()}
         answer = served.signatures[request.model_spec.signature_name](**inputs)
         assert np.isfinite(answer["probabilities"]).all()
+
+
+def test_a_server_of_it_gives_keras_numbers(exported):
+    models = exported[1].parent.parent
+    server = Server(models, port=0, rest_port=0, poll=0)
+    server.start()
+    rest = f"http://127.0.0.1:{server.rest_port}"
+    checks = verify(models, f"127.0.0.1:{server.port}", rest)
+    assert server.stop()
+    doors = {(one.signature, one.door): (one.difference <= 1e-5, one.error) for one in checks}
+    assert doors == {(name, door): (True, "") for name in ("tensor", "explain") for door in ("gRPC", "REST")}
 
 
 def test_evidence_is_in_pixels_of_the_sent_slices(exported):
