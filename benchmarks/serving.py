@@ -55,15 +55,14 @@ def server(folder: Path) -> Iterator[tuple[str, int]]:
 
 def small_model(folder: Path) -> Path:
     """Exports an untrained model."""
-    from keras_medattn.data.headers import MAX_PIXELS
     from keras_medattn.export import parity, saved_model
     from keras_medattn.models import MIMS, backbones
 
     model = MIMS(2, backbones.backbone("mobilenet_v3_small", 32, None), 64, kernels=((1, 3), (2, 4)), k=3)
     model.build((None, 224, 224, 3))
-    data = SimpleNamespace(image_size=(224, 224), window=(), max_pixels=MAX_PIXELS, slices=(), central=0)
+    recipe = SimpleNamespace(data=parity.plain_data((224, 224)))
     samples = parity.pictures(folder / "samples", False).take([0])
-    saved_model.export(model, SimpleNamespace(data=data), ("a", "b"), folder / "models" / "small", samples)
+    saved_model.export(model, recipe, ("a", "b"), folder / "models" / "small", samples)
     return folder / "models" / "small"
 
 

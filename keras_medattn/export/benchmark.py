@@ -114,7 +114,8 @@ def benchmark(
             measured, answer = _measured(model, row, Path(folder), runs, threads, about)
             if answer is not None:
                 answers.append(answer)
-                auroc = math.nan if data is None else scores(table.labels, answer)["auroc"]
+                shares = answer / answer.sum(axis=-1, keepdims=True)  # int8 has steps of 1/256: no sum of 1
+                auroc = math.nan if data is None else scores(table.labels, shares)["auroc"]
                 worst = float(np.abs(answer - answers[0]).max())
                 measured = replace(measured, difference=worst, auroc=auroc)
             done.append(measured)
@@ -247,6 +248,7 @@ def _write_examples(table: Manifest, about: dict[str, Any], folder: Path) -> Non
         max_pixels=about["max_pixels"],
         slices=volumes,
         central=about["central"],
+        scaled_decoding=about.get("scaled_decoding", False),
     )
     for place, (path, inputs) in enumerate(zip(table.paths, formats.examples(table, data), strict=True)):
         if not volumes:

@@ -84,8 +84,8 @@ def row(name: str, folder: Path, columns: Sequence[str] = COLUMNS) -> dict[str, 
     """
     keras.utils.set_random_seed(0)
     slices = (1, 3) if name.endswith("volumes") else ()
-    data = SimpleNamespace(image_size=SIZE, window=(), max_pixels=MAX_PIXELS, slices=slices, central=0)
-    recipe: Any = SimpleNamespace(data=data)
+    recipe: Any = SimpleNamespace(data=plain_data(SIZE, slices))
+    data = recipe.data
     model = ROWS[name]()
     model.build((None, *SIZE, 3))
     names = ("a", "b", "c")
@@ -101,6 +101,18 @@ def row(name: str, folder: Path, columns: Sequence[str] = COLUMNS) -> dict[str, 
             together = _together(version, formats.deployable(plain, data, 0.1), data, table)
             found |= {key: max(value, together[key]) for key, value in signatures.items()}
     return {column: found[column] for column in columns if column in found}
+
+
+def plain_data(image_size: tuple[int, int], slices: tuple[int, ...] = ()) -> Any:
+    """A recipe's `[data]` of plain images, or of volumes, as far as an export asks for it."""
+    return SimpleNamespace(
+        image_size=image_size,
+        window=(),
+        max_pixels=MAX_PIXELS,
+        slices=slices,
+        central=0,
+        scaled_decoding=False,
+    )
 
 
 def table(names: Sequence[str]) -> str:
