@@ -141,8 +141,14 @@ def search(
                 + "  ".join(f"{key} {_text(one)}" for key, one in last.items())
             )
 
-    with contextlib.redirect_stdout(io.StringIO()):  # it says that it reloads
-        tuner = Tuner(oracle, directory=str(out), project_name="tuner")
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # it says that it reloads
+            tuner = Tuner(oracle, directory=str(out), project_name="tuner")
+    except (ValueError, KeyError, RuntimeError) as error:
+        raise RunError(
+            f"{out / 'tuner'}: the state of the search cannot be read ({error}). Begin another with another "
+            f"--out; the trials that ended are told in {out / 'trials.csv'}"
+        ) from error
     tuner.save()  # so that a search killed in its first trial is found again
     try:
         tuner.search(verbose=0)

@@ -41,7 +41,7 @@ def copied(tiny_set, folder, sides=("train", "val")):
     return folder / "set.csv"
 
 
-def test_killed_search_goes_on_and_never_opens_the_test_side(tmp_path, tiny_set):
+def test_killed_search_goes_on_and_never_opens_the_test_side(tmp_path, tiny_set, capsys):
     """A process of its own, SIGKILL in the second trial, --resume; the test side's files are not there."""
     data = copied(tiny_set, tmp_path)
     toml, out = tmp_path / "tiny.toml", tmp_path / "tuned"
@@ -88,6 +88,9 @@ def test_killed_search_goes_on_and_never_opens_the_test_side(tmp_path, tiny_set)
     )
     assert "3 patients, which chose it" in (out / "best.toml").read_text()
     assert (out / "trials.png").stat().st_size > 5000
+    (out / "tuner" / "oracle.json").write_text("{")  # as a full disk leaves it
+    assert main([*command, "--resume"]) == 1
+    assert "the state of the search cannot be read" in capsys.readouterr().err
 
 
 @pytest.mark.slow  # 10 models
