@@ -55,7 +55,8 @@ def test_every_format_is_measured(exported, tiny_set, tmp_path, capsys):
         assert name in shown
         assert float(row["auroc"]) == pytest.approx(auroc, abs=1e-9)
         assert float(row["difference"]) <= 1e-4
-        assert 0 < float(row["p50"]) <= float(row["p99"]) < 1e3 * float(row["load"])
+        assert 0 < float(row["p50"]) <= float(row["p99"])
+        assert float(row["load"]) > 0
     assert float(rows["onnx"]["mb"]) == (folder / rows["onnx"]["file"]).stat().st_size / 1e6
     # LiteRT and ONNX are run without TensorFlow
     alone = max(float(rows[name]["memory"]) for name in ("litert", "onnx"))
