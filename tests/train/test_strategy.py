@@ -22,13 +22,12 @@ SYSTEMS = {
     | {"k": 2, "crop_size": 16, "filters": 4, "schedule": [0.5, 1, 0.0]},
     "AttentionSampling": SAMPLING | {"repeats": 2},
     "baseline of the batch": SAMPLING | {"repeats": 1, "baseline": "z_score", "replacement": False},
-    "conditional": SAMPLING | {"repeats": 2, "stride": 8, "conditional": True},
     "AttnVGG": {"system": "AttnVGG", "backbone": "mobilenet_v3_small", "weights": None}
     | {"units": 0, "dropout": 0.0},
 }
 
 
-SLOW = ("GatedFusion", "AttentionSampling", "conditional", "AttnVGG")
+SLOW = ("GatedFusion", "AttentionSampling", "AttnVGG")
 
 
 @pytest.fixture
