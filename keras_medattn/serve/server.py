@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -245,7 +246,11 @@ def serve(
             workers=workers,
         )
         server.start()
-        signals.get()
+        # A signal that comes just before this thread waits would not wake it: it looks again.
+        while True:
+            with suppress(queue.Empty):
+                signals.get(timeout=0.5)
+                break
         return 0 if server.stop(grace) else 1
     except StartError as error:
         log.error("%s", error)
