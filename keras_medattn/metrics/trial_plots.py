@@ -42,7 +42,7 @@ def trials_picture(
             names = sorted({json.dumps(one) for one in found})
             places = np.array([names.index(json.dumps(one)) for one in found])
             axes.set_xticks(range(len(names)), names)
-        axes.scatter(places, values, color=COLOURS[0], alpha=shade, s=36)
+        axes.scatter(places, values, color=COLOURS[0], alpha=shade, s=36)  # type: ignore[arg-type]
         axes.set_xlabel(name)
         axes.grid(alpha=0.3)
         if not number:
