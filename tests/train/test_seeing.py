@@ -65,6 +65,7 @@ def test_run_shows_the_same_images_each_epoch_and_logs_to_mlflow(tmp_path, tiny_
     assert not [name for name in part.manifest.names if name.encode() in everything]
 
 
+@pytest.mark.slow  # its writer is a process of its own, which on a busy machine once had not written yet
 def test_figures_reach_wandb_offline(tmp_path, monkeypatch):
     """What stands in the file that it would upload: records in LevelDB's log format."""
     pytest.importorskip("wandb", reason="needs the extra [wandb]")

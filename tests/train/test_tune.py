@@ -55,7 +55,7 @@ def test_killed_search_goes_on_and_never_opens_the_test_side(tmp_path, tiny_set,
         [sys.executable, "-m", "keras_medattn.cli", *command],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        text=True,
+        encoding="utf-8",
     )
     deadline = time.monotonic() + 240
     while not (out / "trials" / "1" / "run.json").is_file():

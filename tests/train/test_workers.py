@@ -70,9 +70,9 @@ def test_two_workers_train_as_one(tmp_path, tiny_set, processes):
         )
     processes.append(one)
     experiment.train(settings, tiny_set, tmp_path / "alone", write=lambda line: None)
-    assert one.wait(500) == 0, (tmp_path / "told.txt").read_text()[-3000:]
-    assert "2 replicas on 2 machines" in (tmp_path / "told.txt").read_text()
-    assert "epoch" not in (tmp_path / "worker1.log").read_text()  # the chief alone tells
+    assert one.wait(500) == 0, (tmp_path / "told.txt").read_text("utf-8")[-3000:]
+    assert "2 replicas on 2 machines" in (tmp_path / "told.txt").read_text("utf-8")
+    assert "epoch" not in (tmp_path / "worker1.log").read_text("utf-8")  # the chief alone tells
 
     expected = state(tmp_path / "alone")
     for name, value in state(out).items():
