@@ -18,10 +18,10 @@ demo: setup
 	$(BIN)/medattn demo
 
 test: setup
-	$(BIN)/python -m pytest -m "not slow" -n $(JOBS) --dist loadscope --durations=30 --durations-min=5
+	PYTHONUTF8=1 $(BIN)/python -m pytest -m "not slow" -n $(JOBS) --dist loadscope --durations=30 --durations-min=5
 
 test-all: setup
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadscope
+	PYTHONUTF8=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadscope
 
 $(BACKENDS)/.done: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(BACKENDS)

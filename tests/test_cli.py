@@ -99,7 +99,7 @@ def test_missing_extra_answers_with_its_line(missing, arguments, extra, tiny_set
         f"import sys; sys.modules[{missing!r}] = None\n"
         f"from keras_medattn.cli import main; sys.exit(main({[places.get(a, a) for a in arguments]!r}))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=False)
     assert done.returncode == 1
     assert f'pip install "keras-medattn[{extra}]"' in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
@@ -254,7 +254,7 @@ def test_predict_asks_a_real_server(tiny_export, tiny_run, capsys, tmp_path):
 
 def test_command_is_installed():
     done = subprocess.run(
-        [sys.executable, "-m", "keras_medattn.cli", "--version"], capture_output=True, text=True
+        [sys.executable, "-m", "keras_medattn.cli", "--version"], capture_output=True, encoding="utf-8"
     )
     assert done.returncode == 0
     assert done.stdout.startswith("medattn 0.")

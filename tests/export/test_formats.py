@@ -86,7 +86,7 @@ def test_example_program_answers(exported, small):
     done = subprocess.run(
         [sys.executable, program, exported[0] / "model.tflite", *paths],
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         check=False,
     )
     assert done.returncode == 0, done.stderr

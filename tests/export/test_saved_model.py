@@ -132,7 +132,7 @@ def test_answers_in_a_fresh_process(tiny_export, tiny_run):
         "print(*answer['probabilities'].numpy()[0])"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, tiny_export[0], path], capture_output=True, text=True, check=False
+        [sys.executable, "-c", code, tiny_export[0], path], capture_output=True, encoding="utf-8", check=False
     )
     assert done.returncode == 0, done.stderr
     expected = tf.nn.softmax(tiny_run.model()(pipeline.read_sized(path, (64, 80))[None])).numpy()[0]

@@ -167,7 +167,9 @@ def test_no_internet_names_file_address_and_remedy(tmp_path):
     code = "from keras_medattn.models import backbones; backbones.backbone('vgg16', 8)"
     nobody = "http://127.0.0.1:9"  # a proxy that does not listen
     environment = {**os.environ, "KERAS_HOME": str(tmp_path), "https_proxy": nobody, "HTTPS_PROXY": nobody}
-    answer = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    answer = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, encoding="utf-8"
+    )
     message = answer.stderr.strip().splitlines()[-1]
     assert re.search(
         r"FileNotFoundError: .*file vgg16\S+\.h5.*https://\S+.*weights=PATH.*Received: ", message

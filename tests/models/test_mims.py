@@ -291,7 +291,9 @@ def test_saved_and_reloaded_in_a_fresh_process_is_bit_equal(tmp_path):
         "assert norms and not any(one.trainable for one in norms)\n"
         "np.save(sys.argv[1] + '/scores.npy', model(np.load(sys.argv[1] + '/images.npy')))"
     )
-    done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path], capture_output=True, encoding="utf-8", check=False
+    )
     assert done.returncode == 0, done.stderr
     np.testing.assert_array_equal(np.load(tmp_path / "scores.npy"), model(IMAGES))
 

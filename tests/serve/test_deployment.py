@@ -135,7 +135,7 @@ def test_kubernetes_objects_fit_each_other():
 
 
 def run(*command) -> subprocess.CompletedProcess:
-    return subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
+    return subprocess.run([str(part) for part in command], capture_output=True, encoding="utf-8", check=False)
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ def served(tiny_export):
 
 def run(folder, address: str, *rest: str) -> subprocess.CompletedProcess:
     command, own = [SCRIPT, address, *rest, "--models", folder], {"PYTHON": sys.executable}
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=own)
+    return subprocess.run(command, capture_output=True, encoding="utf-8", check=False, env=own)
 
 
 def test_known_answers_are_keras_answers_to_drawn_images(tiny_export, tiny_run):

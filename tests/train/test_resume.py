@@ -68,7 +68,7 @@ def start(out, table, *often):
         command,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        text=True,
+        encoding="utf-8",
         env=os.environ | {"TF_DETERMINISTIC_OPS": "1"},
     )
 
