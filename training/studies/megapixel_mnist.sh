@@ -6,8 +6,8 @@
 #
 # About 45 minutes on 2 idle cores, from the processor time of single steps: 2.5 minutes a run of 30 epochs, 18 runs.
 # It may be stopped and started again: what is finished is skipped, a run that was stopped goes on from its last epoch.
-# The answers are in OUT/comparison: errors (1 - accuracy), intervals, learning curves, epochs of the plateau. Seconds
-# (run.json, history.csv) mean something on an idle machine alone.
+# The answers are in OUT/comparison: errors (1 - accuracy), intervals, learning curves, epochs of the plateau; where they
+# looked in OUT/NAME/seed0/explanations. Seconds mean something on an idle machine alone: benchmarks/run_steps.py.
 set -euo pipefail
 out=${1:-runs/megapixel_mnist}
 further=("${@:2}")
@@ -43,3 +43,7 @@ train megapixel_mnist_shrunk shrunk
 medattn compare uniform="$out/uniform" shrunk="$out/shrunk" reinforce_patch="$out/reinforce_patch" \
     reinforce_image="$out/reinforce_image" expectation="$out/expectation" \
     expectation_without="$out/expectation_without" --figure accuracy --out "$out/comparison"
+for name in expectation reinforce_image; do
+    [ -d "$out/$name/seed0/explanations" ] ||
+        medattn explain "$out/$name/seed0" --split test --most 6 --truth "$digits/boxes.csv" --truth-class target
+done
