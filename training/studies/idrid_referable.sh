@@ -5,8 +5,8 @@
 #   bash training/studies/idrid_referable.sh IDRiD runs/idrid_referable [LESION_MASKS]
 #
 # IDRiD holds `B. Disease Grading` as distributed; LESION_MASKS masks SPLIT_IDRiD_NNN_KIND.png, to see where each
-# looked. It may be stopped and started again. The answers are in OUT/comparison; seconds and memory an image in each
-# run's evaluation/metrics.json, `timing`.
+# looked: RUN/seed0/explained_test and explained_train. It may be stopped and started again. The answers are in
+# OUT/comparison; seconds and memory an image in each run's evaluation/metrics.json, `timing`.
 set -euo pipefail
 data=$1 out=$2 masks=${3:-}
 recipes=$(dirname "$0")/../recipes
@@ -19,7 +19,9 @@ row() { # NAME RECIPE [further arguments of train]
         --set data.disk_gb=9 "${@:3}" "${resume[@]}"
     medattn evaluate "$run"
     [ -n "$masks" ] && truth=(--truth "$masks" --truth-class MA,HE,EX,SE)
-    medattn explain "$run/seed0" --split test --most 6 "${truth[@]}"
+    for side in test train; do # few of the test photographs have masks; no model was ever shown one
+        medattn explain "$run/seed0" --split $side --most 6 "${truth[@]}" --out "$run/seed0/explained_$side"
+    done
     touch "$run/done"
 }
 
