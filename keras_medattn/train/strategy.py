@@ -87,11 +87,7 @@ def mean(number: float) -> float:
     """The mean of the workers' numbers; it waits for all of them."""
     if workers()[1] == 1:
         return number
-    strategy, kind = _of_machines(), tf.distribute.ReduceOp.MEAN
-    reduced = tf.function(
-        lambda own: strategy.reduce(kind, strategy.run(lambda: own), axis=None), autograph=False
-    )
-    return float(reduced(tf.constant(number, tf.float64)))
+    return float(_mean(tf.constant(number, tf.float64)))
 
 
 @contextmanager
@@ -110,6 +106,12 @@ def lost_workers_told() -> Iterator[None]:
             f"worker {workers()[0]} of {workers()[1]} has lost another one: it stopped, and its own output "
             "tells why, or cannot be reached. Start all again with --resume, from the last checkpoint"
         ) from error
+
+
+@tf.function(autograph=False)  # one trace for all calls: each new function would make another
+def _mean(own: tf.Tensor) -> tf.Tensor:
+    strategy = _of_machines()
+    return strategy.reduce(tf.distribute.ReduceOp.MEAN, strategy.run(lambda: own), axis=None)
 
 
 @functools.cache
