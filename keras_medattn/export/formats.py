@@ -15,7 +15,7 @@ import numpy as np
 from keras_medattn.data import pipeline
 from keras_medattn.data.manifest import Manifest
 from keras_medattn.export import litert, onnx, tensorrt
-from keras_medattn.export.precision import float32
+from keras_medattn.export.precision import float32, int8_kernels
 from keras_medattn.export.saved_model import TOLERANCE, ExportError, about
 from keras_medattn.files import write_json
 from keras_medattn.models import AttentionSampling
@@ -29,8 +29,8 @@ FILES = {
     "tensorrt": "model.engine",
 }
 FORMATS = ("saved_model", *FILES)
-# of smaller numbers; what int8 costs in AUROC is for held-out images to say
-TOLERANCES = {"litert_float16": 0.01, "litert_int8": 0.1}
+# of smaller numbers; int8's finds broken files alone: what it costs in AUROC is for held-out images to say
+TOLERANCES = {"litert_float16": 0.01, "litert_int8": 0.25}
 
 
 def export(
@@ -68,7 +68,7 @@ def export(
 
     Raises:
         ExportError: a format is unknown, its converter or runtime fails, or it differs by more than its
-            tolerance: 1e-4 in float32, .01 in float16, .1 in int8. Nothing is published.
+            tolerance: 1e-4 in float32, .01 in float16, .25 in int8. Nothing is published.
     """
     unknown = [name for name in formats if name not in FILES]
     if unknown:
@@ -133,6 +133,8 @@ def deployable(model: Any, data: Any, temperature: float = 1.0, batch: int | Non
 
 def write(model: Any, data: Any, path: Path, name: str, temperature: float, training: Manifest) -> None:
     """Write one file; see `export`."""
+    if name == "litert_int8":
+        model = int8_kernels(model, data.image_size)
     plain = deployable(model, data, temperature, 1 if name == "litert_batch1" else None)
     if name == "onnx":
         onnx.write(plain, path)
