@@ -36,7 +36,7 @@ def int8_kernels(model: Any, image_size: tuple[int, int]) -> Any:
         if isinstance(layer, (keras.layers.Conv2D, keras.layers.DepthwiseConv2D)):
             depthwise = isinstance(layer, keras.layers.DepthwiseConv2D)
             kernel: Any = layer.kernel
-            kernel.assign(rounded(keras.ops.convert_to_numpy(kernel), depthwise))
+            kernel.assign(rounded(np.asarray(keras.ops.convert_to_numpy(kernel)), depthwise))
     return twin
 
 
