@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from keras_medattn import cli
+from keras_medattn.files import read_json
 from keras_medattn.train.callbacks import Line
 from keras_medattn.train.checkpoint import Keeper
 from keras_medattn.train.recipe import Train
@@ -43,12 +44,13 @@ COMMANDS = """
 import sys
 from pathlib import Path
 from keras_medattn import cli
+from keras_medattn.files import read_json
 
-out, table, *often = sys.argv[1:]
-for name in ("first", "second"):
-    run = Path(out) / name
+table, every, *outs = sys.argv[1:]
+for run in (Path(out) / name for out in outs for name in ("first", "second")):
     more = ["--resume"] if run.exists() else []
-    if cli.main(["train", f"{out}/../{name}.toml", "--data", table, "--out", str(run), *often, *more]):
+    toml = run.parents[1] / f"{run.name}.toml"
+    if cli.main(["train", f"{toml}", "--data", table, "--out", f"{run}", "--save-every", every, *more]):
         sys.exit(1)
 """
 
@@ -60,10 +62,11 @@ def recipes(tmp_path):
     return tmp_path
 
 
-def start(out, table, *often):
-    """Train both systems, the one after the other, or go on with that."""
-    out.mkdir(exist_ok=True)
-    command = [sys.executable, "-c", COMMANDS, out, table, *often]
+def start(table, every, *outs):
+    """Train both systems, the one after the other, into each folder, or go on with that."""
+    for out in outs:
+        out.mkdir(exist_ok=True)
+    command = [sys.executable, "-c", COMMANDS, table, str(every), *outs]
     return subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
@@ -98,17 +101,15 @@ def test_killed_run_goes_on_to_the_same_weights(recipes, tiny_set):
     """
     draws = np.random.default_rng()
     whole, killed = recipes / "whole", recipes / "killed"
-    uninterrupted = start(whole, tiny_set)
     for name in ("first", "second"):
-        process = start(killed, tiny_set, "--save-every", "3")
+        process = start(tiny_set, 3, killed)
         after = int(draws.integers(2 * STEPS))
         reached = kill_within_an_epoch(process, killed / name / "checkpoint" / "state.npz", after)
         assert reached % 3 == 0
         assert reached % STEPS
-    again = start(killed, tiny_set)
-    for process in (uninterrupted, again):
-        _, errors = process.communicate(timeout=900)
-        assert process.returncode == 0, errors
+    process = start(tiny_set, 0, killed, whole)
+    _, errors = process.communicate(timeout=900)
+    assert process.returncode == 0, errors
     for name in ("first", "second"):
         with (
             np.load(whole / name / "checkpoint" / "state.npz") as one,
@@ -224,6 +225,24 @@ def test_folder_that_cannot_be_used_is_named_before_anything_is_read(recipes, ti
     assert "broken/run.json: cannot be read" in capsys.readouterr().err
     assert cli.main([*command, "--save-every", "-1"]) == 1
     assert "save_every must be 0 or more. Received: -1" in capsys.readouterr().err
+
+
+def test_training_ends_two_epochs_behind_the_best_auroc(tmp_path):
+    """And is not taken up again by a resume."""
+    model, aurocs = model_of(0.1), [0.6, 0.8, 0.7, 0.75, 0.9]
+    told = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: logs.update(val_loss=1.0, val_auroc=aurocs[epoch])
+    )
+    settings = Train(monitor="val_auroc", patience=2)
+    keeper = Keeper(Whole(), tmp_path, settings, steps=1)
+    x, y = np.ones((4, 2), "float32"), np.full((4, 3), 3.0)
+    model.fit(x, y, batch_size=4, epochs=5, verbose=0, callbacks=[told, keeper])
+    assert [row["val_auroc"] for row in keeper.history] == aurocs[:4]
+    assert read_json(tmp_path / "metrics.json")["epoch"] == 2
+    fresh = Keeper(Whole(), tmp_path, settings, steps=1)
+    fresh.set_model(model)
+    assert fresh.restore() == 4
+    assert fresh.done
 
 
 def test_long_epochs_tell_where_they_stand(tmp_path):
