@@ -90,13 +90,14 @@ def predictions(part: Part, manifest: Manifest, draws: int, progress: inputs.Pro
     pixels = data.image_size[0] * data.image_size[1] * (data.central or 16 if data.slices else 1)
     size = max(1, min(_BATCH, _BATCH_PIXELS // pixels))
     over = functools.partial(_over_batches, fetch=fetch, count=len(manifest), size=size, progress=progress)
-    forward = tf.function(lambda batch: model(batch, training=False), reduce_retracing=True)
+    # a partial: of a lambda TensorFlow adds up the traces of all models, and warns where images are few
+    forward = tf.function(functools.partial(model, training=False), reduce_retracing=True)
     scores = over(lambda batch, _: forward(batch), text=f"predicting, {name}")
     cost = _cost(forward, fetch, len(manifest), size)
     if not draws:
         return Prediction(scores, _no_draws(scores), *cost)
-    sample = tf.function(lambda batch, seed: model.sample(batch, draws=draws, seed=seed))
-    drawn = over(lambda batch, number: sample(batch, tf.constant(number)), text=f"{draws} draws, {name}")
+    sample = tf.function(functools.partial(model.sample, draws=draws))
+    drawn = over(lambda batch, number: sample(batch, seed=tf.constant(number)), text=f"{draws} draws, {name}")
     return Prediction(scores, drawn, *cost)
 
 
@@ -117,7 +118,7 @@ def predictions_on_features(
     place = {name: number for number, name in enumerate(table.names)}
     places = np.array([place[name] for name in manifest.names])
     tail = trainer.fitted_part(model, stem, rest, part.recipe.data.image_size)
-    forward = tf.function(lambda batch: tail(batch, training=False), reduce_retracing=True)
+    forward = tf.function(functools.partial(tail, training=False), reduce_retracing=True)
     scores = _over_batches(
         lambda batch, _: forward(batch),
         lambda rows, _: features[places[rows]],
