@@ -17,7 +17,7 @@ from pathlib import Path
 
 from keras_medattn.data import headers, sets, splits, volumes
 from keras_medattn.data import manifest as manifests
-from keras_medattn.data.manifest import Manifest, ManifestError
+from keras_medattn.data.manifest import NO_PATIENTS, Manifest, ManifestError
 from keras_medattn.files import read_json, write_json
 from keras_medattn.train import inputs, seeing
 from keras_medattn.train import recipe as recipes
@@ -137,11 +137,14 @@ def train(
             write_json(about, out / "run.json")
     if together:
         write(f"{together.num_replicas_in_sync} replicas on {strategies.workers()[1]} machines")
+    if manifest.patients is None:
+        write(f"warning: {NO_PATIENTS}")
     for part in made:
         if chief:
             part.folder.mkdir(exist_ok=True)
             splits.write(part.manifest, part.folder / "split.csv")
         name = f"{part.folder.name}  " if part.folder != out else ""
+        write(f"{name}{_basis(part.manifest)}")
         settings = part.recipe, part.manifest, images, part.folder, where
         called, tracker = str(part.folder.relative_to(out.parent)), log if chief else None
         with (
@@ -233,6 +236,16 @@ def _plan(recipe: Recipe, manifest: Manifest, out: Path, folds: int, seeds: Sequ
         else:
             sides = splits.with_splits(manifest, seed, recipe.data.val_fraction, recipe.data.test_fraction)
         yield Part(folder, replace(recipe, train=replace(recipe.train, seed=seed)), sides)
+
+
+def _basis(manifest: Manifest) -> str:
+    """How many images each side has, and of how many patients where they are known."""
+    sides = {name: manifest.split(name) for name in ("train", "val", "test")}
+    patients = {name: set(side.patients or ()) for name, side in sides.items()}
+    return ", ".join(
+        f"{name} {len(side)} images" + (f" of {len(patients[name])} patients" if patients[name] else "")
+        for name, side in sides.items()
+    )
 
 
 def _check_headers(recipe: Recipe, manifest: Manifest) -> None:

@@ -17,9 +17,11 @@ from keras_medattn.train import evaluate, experiment, recipe, trainer
 from keras_medattn.train.experiment import RunError
 from keras_medattn.train.recipe import RecipeError
 
+SMALL = TINY["model"] | {"backbone": "small_cnn"}  # where it is not about the backbone
 
-def settings(**train):
-    return recipe.from_dict(TINY | {"train": TINY["train"] | train})
+
+def settings(model=TINY["model"], **train):
+    return recipe.from_dict(TINY | {"model": model, "train": TINY["train"] | train})
 
 
 def quiet(line):
@@ -94,7 +96,8 @@ def test_stopped_run_of_a_system_with_a_loss_of_its_own_draws_on(tmp_path, tiny_
     [whole] = experiment.train(tiny, tiny_set, tmp_path / "whole", write=quiet)
 
     def stop(line):
-        raise KeyboardInterrupt
+        if "epoch" in line:
+            raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         experiment.train(tiny, tiny_set, tmp_path / "stopped", write=stop)
@@ -141,13 +144,15 @@ def test_balanced_epochs_reach_the_model(tmp_path, tiny_set):
         side = "train" if number < 10 else "val" if number < 12 else "test"
         rows.append(f"{number}.png,{'b' if number in (0, 1, 10, 12) else 'a'},{side}")
     (tmp_path / "set.csv").write_text("\n".join(rows))
-    means = []
+    means, said = [], []
     for balance in (False, True):
         cheap = {"epochs": 4, "learning_rate": 0.1, "monitor": "epoch", "frozen_stride": 8, "cached_views": 1}
         few = settings(**cheap, balance=balance, class_weights=False)
         plain = recipe.from_dict(few.to_dict() | {"augment": []})
-        [part] = experiment.train(plain, tmp_path / "set.csv", tmp_path / str(balance), write=quiet)
+        [part] = experiment.train(plain, tmp_path / "set.csv", tmp_path / str(balance), write=said.append)
         means.append(evaluate.predict(part, part.manifest.split("test"))[0, 1])
+    assert said[0].startswith("warning: no patients are known")
+    assert said[1] == "train 10 images, val 2 images, test 2 images"
     assert means[0] < 0.45 < means[1] < 0.65  # 2 of 10; 5 of 10
 
 
@@ -199,14 +204,15 @@ def test_loss_that_is_not_finite_stops_and_keeps_the_best(tmp_path, tiny_set):
 
 
 def test_folds_and_seeds_make_a_model_each(tmp_path, tiny_set):
-    quick = settings(epochs=1, frozen_stride=8, cached_views=1)
+    quick = settings(SMALL, epochs=1, frozen_stride=8, cached_views=1)
     unsplit = tmp_path / "set.csv"
     lines = [line.rpartition(",")[0] for line in tiny_set.read_text().splitlines()]
     unsplit.write_text("\n".join(lines))
     for line in lines[1:]:
         name = line.split(",")[0]
         (tmp_path / name).write_bytes((tiny_set.parent / name).read_bytes())
-    parts = experiment.train(quick, unsplit, tmp_path / "run", folds=2, seeds=(0, 1), write=quiet)
+    said = []
+    parts = experiment.train(quick, unsplit, tmp_path / "run", folds=2, seeds=(0, 1), write=said.append)
     assert [part.folder.name for part in parts] == [
         "seed0-fold1",
         "seed0-fold2",
@@ -224,6 +230,8 @@ def test_folds_and_seeds_make_a_model_each(tmp_path, tiny_set):
                 | sides["train"] & sides["val"]
                 | sides["val"] & sides["test"]
             )
+            counts = [f"{side} {2 * len(one)} images of {len(one)} patients" for side, one in sides.items()]
+            assert f"{part.folder.name}  {', '.join(counts)}" in said
     assert set(parts[0].manifest.split("test").names) != set(parts[2].manifest.split("test").names)
     assert len(list((tmp_path / "run" / "cache").glob("*.npy"))) == 2  # one a seed: random weights differ
     again = experiment.load(tmp_path / "run")
@@ -254,7 +262,7 @@ def test_best_epoch_is_the_one_kept(tiny_run):
 def test_mixed_images_and_weighed_labels_reach_the_model(tmp_path, tiny_set):
     """The loss of an epoch that changes nothing, by hand: each batch a function of the seed and its step."""
     still = {"epochs": 1, "learning_rate": 1e-12, "weight_decay": 0.0, "frozen_stride": 8}
-    values = TINY | {"train": TINY["train"] | still, "model": TINY["model"] | {"dropout": 0.0}}
+    values = TINY | {"train": TINY["train"] | still, "model": SMALL | {"dropout": 0.0}}
     mixed = recipe.from_dict(
         values | {"augment": [{"layer": "RandomFlip"}, {"layer": "MixUp", "alpha": 0.8}]}
     )
