@@ -35,9 +35,8 @@ def test_run_shows_the_same_images_each_epoch_and_logs_to_mlflow(tmp_path, tiny_
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file:{tmp_path / 'mlruns'}")
     toml, out = tmp_path / "tiny.toml", tmp_path / "run"
-    toml.write_text(
-        ranges.to_toml(recipe.from_dict(TINY | {"train": QUICK | {"show_images": 3}, "augment": []}))
-    )
+    values = {"model": TINY["model"] | {"backbone": "small_cnn"}, "train": QUICK | {"show_images": 3}}
+    toml.write_text(ranges.to_toml(recipe.from_dict(TINY | values | {"augment": []})))
     assert main(["train", str(toml), "--data", str(tiny_set), "--out", str(out), "--log", "mlflow"]) == 0
     assert "warning: the settings, the figures and the name 'run' go to mlflow" in capsys.readouterr().out
     [part] = experiment.load(out)
@@ -65,10 +64,9 @@ def test_run_shows_the_same_images_each_epoch_and_logs_to_mlflow(tmp_path, tiny_
     assert not [name for name in part.manifest.names if name.encode() in everything]
 
 
-@pytest.mark.slow  # its writer is a process of its own, which on a busy machine once had not written yet
 def test_figures_reach_wandb_offline(tmp_path, monkeypatch):
     """What stands in the file that it would upload: records in LevelDB's log format."""
-    pytest.importorskip("wandb", reason="needs the extra [wandb]")
+    wandb = pytest.importorskip("wandb", reason="needs the extra [wandb]")
     from wandb.proto import wandb_internal_pb2
 
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -78,6 +76,7 @@ def test_figures_reach_wandb_offline(tmp_path, monkeypatch):
         for epoch, loss in enumerate((0.5, 0.25)):
             callback.on_epoch_end(epoch, {"loss": loss})
     assert "go to wandb" in said[0]
+    wandb.teardown()  # waits for its writer, a process of its own: `finish` does not, the end of ours does
     [path] = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
     data, place, rows, config = path.read_bytes(), 7, [], ""
     while place + 7 < len(data):
