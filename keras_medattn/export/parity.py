@@ -1,6 +1,6 @@
 """The parity matrix: a small model of every system in every format, from file to answer.
 
-`python -m keras_medattn.export.parity` prints it as the table of `docs/export.md`, in about five minutes;
+`python -m keras_medattn.export.parity` prints it as the table of `docs/export.md`, row by row, in some minutes;
 names of rows print those alone.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -38,11 +38,15 @@ def _mims() -> keras.Model:
     return models.MIMS(3, small_cnn(), 8, kernels=((1, 3), (2, 4)), k=3)
 
 
-def _mixed() -> keras.Model:
+def _global_mask() -> keras.Model:
+    return models.GlobalMask(3, small_cnn(), mask="pixels")
+
+
+def _mixed(made: Callable[[], Any]) -> keras.Model:
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy("mixed_bfloat16")
     try:
-        return _mims()
+        return made()
     finally:
         keras.config.set_dtype_policy(before)
 
@@ -60,9 +64,10 @@ ROWS: dict[str, Callable[[], Any]] = {
     "GatedFusion": lambda: models.GatedFusion(
         3, "gated", small_cnn(), small_cnn(), None, overview_size=48, crop_size=32, k=2, filters=8
     ),
-    "GlobalMask": lambda: models.GlobalMask(3, small_cnn(), mask="pixels"),
+    "GlobalMask": _global_mask,
+    "GlobalMask in mixed_bfloat16": lambda: _mixed(_global_mask),
     "MIMS": _mims,
-    "MIMS in mixed_bfloat16": _mixed,
+    "MIMS in mixed_bfloat16": lambda: _mixed(_mims),
     "MIMS of volumes": _mims,
 }
 # it crops where the attention is above a threshold: what is rounded may choose other crops
@@ -115,15 +120,15 @@ def plain_data(image_size: tuple[int, int], slices: tuple[int, ...] = ()) -> Any
     )
 
 
-def table(names: Sequence[str]) -> str:
-    """The matrix as Markdown."""
-    lines = [f"| | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 1) + "|"]
+def table(names: Sequence[str]) -> Iterator[str]:
+    """The matrix as lines of Markdown, one after the other as they are measured."""
+    yield f"| | {' | '.join(COLUMNS)} |"
+    yield "|---" * (len(COLUMNS) + 1) + "|"
     for name in names:
         with tempfile.TemporaryDirectory() as folder:
             found = row(name, Path(folder) / "model")
         cells = [f"{found[column]:.1e}" if column in found else "-" for column in COLUMNS]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        yield f"| {name} | {' | '.join(cells)} |"
 
 
 def pictures(folder: Path, volumes: bool) -> Manifest:
@@ -161,7 +166,8 @@ def _together(version: Path, plain: keras.Model, data: Any, table: Manifest) -> 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the rows that are named, or all."""
     names = list(sys.argv[1:] if arguments is None else arguments) or list(ROWS)
-    print(table(names))
+    for line in table(names):
+        print(line, flush=True)
 
 
 if __name__ == "__main__":

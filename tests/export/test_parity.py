@@ -9,10 +9,11 @@ import pytest
 from keras_medattn.export import formats, parity
 from keras_medattn.export import onnx as onnx_files
 
+# int8's own is for trained models: these answer smoothly
+LIMITS = formats.TOLERANCES | {"litert_int8": 0.05}
 # what `make test` has time for; a slow test has every cell
-QUICK = {
-    "GlobalMask": ("litert", "litert_int8", "onnx"),
-    "MIMS in mixed_bfloat16": ("tensor", "litert"),
+QUICK = {  # test_formats has LiteRT, int8 and ONNX of GlobalMask
+    "GlobalMask in mixed_bfloat16": ("tensor", "litert"),
     "MIMS of volumes": ("litert",),
 }
 
@@ -33,7 +34,7 @@ def test_every_cell(name, tmp_path):
 def _check(found, columns, folder):
     assert set(found) == columns
     for column, value in found.items():
-        assert value <= formats.TOLERANCES.get(column, 1e-4), column
+        assert value <= LIMITS.get(column, 1e-4), column
     if "onnx" in columns:
         about = json.loads((folder / "model" / "files" / "1" / "medattn.json").read_text())
         assert "Softmax" in about["onnx_operators"]
