@@ -1,6 +1,6 @@
 """The parity matrix: a small model of every system in every format, from file to answer.
 
-`python -m keras_medattn.export.parity` prints it as the table of `docs/export.md`, row by row, in some minutes;
+`python -m keras_medattn.export.parity` prints it as the table of `docs/export.md`, row by row, in minutes;
 names of rows print those alone.
 """
 
