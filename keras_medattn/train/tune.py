@@ -15,7 +15,7 @@ import numpy as np
 
 from keras_medattn import metrics
 from keras_medattn.data import splits
-from keras_medattn.data.manifest import Manifest
+from keras_medattn.data.manifest import NO_PATIENTS, Manifest
 from keras_medattn.files import read_json, write_json, written_aside
 from keras_medattn.train import experiment, inputs, ranges
 from keras_medattn.train.experiment import Part, RunError
@@ -241,10 +241,10 @@ def _basis(seen: Manifest, inner: int) -> str:
     """What the figures of trials rest on."""
     side = seen if inner else seen.split("val")
     how = f"over {inner} folds of" if inner else "on"
-    who = "unknown patients: a trial may be judged on some that it was trained on"
-    if seen.patients is not None:
-        who = f"{len(set(side.patients or ()))} patients, which chose it: test it on others"
-    return f"{how} {len(side)} images of {who}"
+    basis = f"{how} {len(side)} images"
+    if side.patients is None:
+        return f"{basis}. Warning: {NO_PATIENTS}"
+    return f"{basis} of {len(set(side.patients))} patients, which chose it: test it on others"
 
 
 def _text(value: Any) -> str:

@@ -1,12 +1,14 @@
 """Searches: by validation images alone, resumable when killed, nested in folds by patient."""
 
 import csv
+import dataclasses
 import os
 import signal
 import subprocess
 import sys
 import time
 import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,15 +17,17 @@ from sklearn.metrics import roc_auc_score
 
 from keras_medattn.cli import main
 from keras_medattn.data import manifest as manifests
+from keras_medattn.data.manifest import Manifest
 from keras_medattn.files import read_json
-from keras_medattn.train import evaluate, experiment, ranges, recipe
+from keras_medattn.train import evaluate, experiment, ranges, recipe, tune
 from keras_medattn.train.recipe import RecipeError
 
 pytest.importorskip("keras_tuner", reason="needs the extra [tune]")
 
 QUICK = TINY["train"] | {"epochs": 2, "frozen_stride": 8, "cached_views": 1}
 SEARCHED = {"train": {"learning_rate": {"low": 1e-4, "high": 1e-1, "log": True}}, "model": {"k": [1, 3]}}
-VALUES = TINY | {"train": QUICK, "augment": [], "tune": SEARCHED}
+VALUES = TINY | {"model": TINY["model"] | {"backbone": "small_cnn"}, "train": QUICK}
+VALUES |= {"augment": [], "tune": SEARCHED}
 
 
 def rows_of(path):
@@ -129,6 +133,17 @@ def test_nested_folds_are_by_patient_and_each_has_settings_of_its_own_images(tmp
     assert "nested: each model's settings are the best of 2, by val_auroc over 2 inner folds" in said
     assert "15 patients" in said
     assert read_json(out / "evaluation" / "metrics.json")["tuned"]["inner"] == 2
+
+
+def test_what_a_search_rests_on_is_said():
+    names, sides = ("a", "b", "c"), ("train", "val", "val")
+    seen = Manifest(Path(), names, np.array([0, 1, 0]), ("none", "spot"), splits=sides)
+    assert tune._basis(seen, 0).startswith("on 2 images. Warning: no patients are known")
+    known = dataclasses.replace(seen, patients=("p", "q", "q"))
+    assert tune._basis(known, 0) == "on 2 images of 1 patients, which chose it: test it on others"
+    assert (
+        tune._basis(known, 3) == "over 3 folds of 3 images of 2 patients, which chose it: test it on others"
+    )
 
 
 @pytest.mark.parametrize(
