@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -18,8 +19,19 @@ from keras_medattn.data import pipeline
 from keras_medattn.explain import heatmaps
 from keras_medattn.export import saved_model
 from keras_medattn.export.saved_model import ExportError
+from keras_medattn.models import MIMS
 from keras_medattn.train import calibrate
 from keras_medattn.train.calibrate import Calibration, Threshold
+
+
+@pytest.fixture(scope="module")
+def small():
+    """A model that is soon exported."""
+    image = keras.Input((None, None, 3))
+    maps = keras.layers.Conv2D(4, 8, strides=8)(keras.layers.Rescaling(1 / 255)(image))
+    model = MIMS(2, keras.Model(image, maps), 8, kernels=((1, 3),), k=3)
+    model.build((None, 64, 80, 3))
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +66,7 @@ def test_every_signature_answers_as_keras(served, tiny_run, batch):
         assert all(value.shape[0] == batch for value in answer.values())
 
 
-def test_scaled_decoding_is_that_of_training(tiny_run, tmp_path):
+def test_scaled_decoding_is_that_of_training(small, tiny_run, tmp_path):
     """Of photographs five times as large as the model's image, with the evidence in their own pixels."""
     data = replace(tiny_run.recipe.data, scaled_decoding=True)
     noise = np.random.default_rng(0).integers(0, 256, (2, 400, 330, 3), np.uint8)
@@ -62,7 +74,7 @@ def test_scaled_decoding_is_that_of_training(tiny_run, tmp_path):
         Image.fromarray(pixels).save(tmp_path / f"{number}.jpg")
     samples = replace(tiny_run.manifest.take([0, 1]), root=tmp_path, names=("0.jpg", "1.jpg"))
     settings, names = replace(tiny_run.recipe, data=data), tiny_run.manifest.class_names
-    folder, found = saved_model.export(tiny_run.model(), settings, names, tmp_path / "m", samples)
+    folder, found = saved_model.export(small, settings, names, tmp_path / "m", samples)
     assert max(found.values()) <= 1e-5
     whole, scaled = (pipeline.read_sized(samples.paths[0], (64, 80), scaled=one) for one in (False, True))
     assert (whole != scaled).any()
@@ -71,7 +83,7 @@ def test_scaled_decoding_is_that_of_training(tiny_run, tmp_path):
         tf.constant([samples.paths[0].read_bytes()])
     )
     ratio = np.array([330 / 80, 400 / 64] * 2)
-    named = tiny_run.model().explain(scaled[None])
+    named = small.explain(scaled[None])
     np.testing.assert_allclose(
         served["boxes"][0], np.asarray(named["boxes"])[0] * ratio, rtol=1e-4, atol=1e-2
     )
@@ -159,15 +171,15 @@ def test_sixteen_bits_need_a_window(served):
         served.signatures["serving_default"](tf.constant([_png(deep)]))
 
 
-def test_failed_export_leaves_nothing(tmp_path, tiny_run, monkeypatch):
+def test_failed_export_leaves_nothing(small, tiny_run, tmp_path, monkeypatch):
     samples = tiny_run.manifest.split("test").take([0])
-    model, names = tiny_run.model(), tiny_run.manifest.class_names
+    names = tiny_run.manifest.class_names
     monkeypatch.setattr(saved_model, "TOLERANCE", -1.0)
     with pytest.raises(ExportError, match="it was not published"):
-        saved_model.export(model, tiny_run.recipe, names, tmp_path / "m", samples)
+        saved_model.export(small, tiny_run.recipe, names, tmp_path / "m", samples)
     assert not list((tmp_path / "m").iterdir())
     with pytest.raises(ExportError, match="needs a name"):
-        saved_model.export(model, tiny_run.recipe, names, tmp_path / "12", samples)
+        saved_model.export(small, tiny_run.recipe, names, tmp_path / "12", samples)
 
 
 def test_warmup_requests_hold_no_patient(tiny_export):
