@@ -15,7 +15,6 @@ from keras_medattn.data import sets, splits
 from keras_medattn.train import evaluate, experiment, recipe
 
 RECIPES = sorted((Path(__file__).parents[2] / "training" / "recipes").glob("*.toml"))
-DOUBLES = ("idrid_retinopathy_mask", "mims_oct_spectralis")  # the model of another, on other images
 
 
 def tiny(path):
@@ -37,11 +36,7 @@ def in_two_steps(settings, data, edited):
     return dataclasses.replace(settings, train=dataclasses.replace(settings.train, batch_size=batch))
 
 
-@pytest.mark.parametrize(
-    "path",
-    [pytest.param(one, marks=pytest.mark.slow if one.stem in DOUBLES else ()) for one in RECIPES],
-    ids=lambda path: path.stem,
-)
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_recipe_trains_two_steps_and_is_evaluated(path, tmp_path):
     settings = recipe.load(path, ["train.epochs=1", *tiny(path)])
     tree = settings.data.set or ("volumes" if settings.data.slices else "")
