@@ -48,11 +48,14 @@ def test_train_then_export(tmp_path, tiny_set, capsys):
     overrides = ["--set", "train.epochs=2", "--set", f'model.weights="{weights}"']
     assert main([*train, *overrides]) == 0
     assert "epoch   2/2" in capsys.readouterr().out
-    assert (
-        main(["export", str(tmp_path / "run"), "--to", str(tmp_path / "models" / "m"), "--samples", "2"]) == 0
-    )
-    assert (tmp_path / "models" / "m" / "1" / "saved_model.pb").is_file()
-    assert "largest difference to Keras" in capsys.readouterr().out
+    to = tmp_path / "models" / "m"
+    kinds = ["--formats", "saved_model", "litert_int8"]
+    assert main(["export", str(tmp_path / "run"), "--to", str(to), "--samples", "2", *kinds]) == 0
+    assert (to / "1" / "saved_model.pb").is_file()
+    assert (to / "files" / "1" / "model_int8.tflite").is_file()
+    told = capsys.readouterr().out
+    assert "largest difference to Keras" in told
+    assert f"Measure it before use, on images that the model never saw: medattn benchmark {to} --data" in told
 
 
 @pytest.mark.parametrize(
